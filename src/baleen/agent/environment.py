@@ -1,0 +1,33 @@
+"""Where a policy acts. Message space only: an environment never sees a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from baleen.agent.task import Task
+from baleen.chat.messages import Message, ToolCall, ToolSpec
+
+if TYPE_CHECKING:
+    from baleen.agent.episode import Episode
+
+
+class Environment(Protocol):
+    """One live world for one episode at a time."""
+
+    async def reset(self, task: Task) -> tuple[list[Message], list[ToolSpec]]:
+        """A fresh world for `task`: the opening messages and the tools on offer."""
+        ...
+
+    async def step(self, calls: Sequence[ToolCall]) -> list[Message]:
+        """Runs the calls of one turn and returns one tool message per call, in order. What the model did wrong comes
+        back as a readable message; `InfrastructureError` is for what is not the model's fault."""
+        ...
+
+    async def verify(self, episode: Episode) -> dict[str, float | None]:
+        """The reward's parts, 0 to 1 each; `outcome` is always among them. None means not scored, which is not 0."""
+        ...
+
+
+class InfrastructureError(RuntimeError):
+    """The environment itself failed: the episode is retried or left out, and never scored."""
