@@ -1,0 +1,217 @@
+"""The network: DeepSeek-V3.2 as one module for training, sampling and scoring.
+
+    x = embed(ids); for each layer: x += attention(norm(x)); x += ffn(norm(x)); logits = head(norm(x))
+
+Besides plain batches, a row may hold a whole TREE of sequences that share prefixes: `subtree_end[b, s]` says where the
+subtree of token s ends, and token k is seen by query q iff `k <= q < subtree_end[k]`. Packed documents, a prompt with a
+group of answers, and ordinary causal rows are all cases of it.
+"""
+
+# B = batch, S = tokens, D = hidden, V = vocabulary
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from baleen.model.attention import Attention, AttentionContext, IndexerLoss
+from baleen.model.cache import CacheView
+from baleen.model.config import ModelConfig
+from baleen.model.layers import Cast, FeedForward, Linear, RMSNorm
+from baleen.model.moe import MoE
+from baleen.model.rotary import rotary_frequencies, rotary_table
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Decisions to repeat: experts [B, S, moe layers, K] and selected [B, S, layers, k] (row positions), -1 for none."""
+
+    experts: Tensor | None = None
+    selected: Tensor | None = None
+
+
+@dataclass
+class Output:
+    """A forward's results. `hidden` [B, S, D] is after the final norm; `logits` [B, S, V] is computed when asked for."""
+
+    hidden: Tensor
+    residual: Tensor
+    logits: Tensor
+    experts: list[Tensor] = field(default_factory=list)
+    """[B, S, K] per MoE layer."""
+
+    selected: list[Tensor | None] = field(default_factory=list)
+    """[B, S, k] per layer; None where every visible key was seen."""
+
+    indexer_kl: list[Tensor] = field(default_factory=list)
+    """[B, S] per layer, when `indexer_loss` was given."""
+
+
+class Layer(nn.Module):
+    """Attention, then a dense feed-forward or experts."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, index)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp: nn.Module = (
+            FeedForward(config.hidden_size, config.intermediate_size)
+            if index < config.first_k_dense_replace
+            else MoE(config)
+        )
+
+    def forward(
+        self, x: Tensor, context: AttentionContext, experts: Tensor | None, selected: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """x [B, S, D] -> x [B, S, D], experts [B, S, K] or None, selected, KL."""
+        attended, selected, kl = self.self_attn(self.input_layernorm(x), context, selected)
+        x = x + attended
+        normed = self.post_attention_layernorm(x)
+        if isinstance(self.mlp, MoE):
+            mixed, chosen = self.mlp(normed, experts)
+            return x + mixed, chosen, selected, kl
+        return x + self.mlp(normed), None, selected, kl
+
+
+class MultiTokenPrediction(nn.Module):
+    """Predicts one token further: `layer(eh_proj([enorm(embed(next)); hnorm(x)]))`, head shared (DeepSeek-V3, 2.2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size)
+        self.layer = Layer(config, config.num_hidden_layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, residual: Tensor, next_embedding: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+        """residual [B, S, D] of the trunk, embedding [B, S, D] of the following token -> hidden [B, S, D], experts."""
+        joined = torch.cat((self.enorm(next_embedding), self.hnorm(residual)), dim=-1)
+        x, experts, _, _ = self.layer(self.eh_proj(joined).to(residual.dtype), context, None, None)
+        return self.norm(x), experts
+
+
+class Model(nn.Module):
+    """DeepSeek-V3.2 for causal language modelling."""
+
+    frequencies: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.mtp = MultiTokenPrediction(config) if config.num_nextn_predict_layers else None
+        frequencies, self.rotary_factor = rotary_frequencies(config)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def initialise(self, seed: int) -> None:
+        """Fresh weights: normal with `initializer_range`, the projections into the residual stream scaled by depth."""
+        generator = torch.Generator().manual_seed(seed)
+        depth_scale = (2 * self.config.num_hidden_layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                into_residual = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
+                std = self.config.initializer_range * (depth_scale if into_residual else 1.0)
+                nn.init.normal_(parameter, std=std, generator=generator)
+
+    def set_compute_dtype(self, dtype: torch.dtype | None) -> Model:
+        """The dtype of matrix products; None computes in the parameters' own. Returns self."""
+        for module in self.modules():
+            for value in vars(module).values():
+                if isinstance(value, Cast):
+                    value.dtype = dtype
+        return self
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype that matrix products run in."""
+        return self.lm_head.cast.dtype or self.lm_head.weight.dtype
+
+    def context(
+        self,
+        shape: tuple[int, int],
+        *,
+        position_ids: Tensor | None = None,
+        subtree_end: Tensor | None = None,
+        sparse: bool | None = None,
+        cache: CacheView | None = None,
+        indexer_loss: IndexerLoss | None = None,
+        probe: list[tuple[Tensor, Tensor | None, Tensor]] | None = None,
+    ) -> AttentionContext:
+        """What the layers of one forward over ids [B, S] share."""
+        device = self.frequencies.device
+        visible = None
+        if cache is not None:
+            position_ids = cache.positions
+            visible = torch.arange(cache.length, device=device) <= position_ids.unsqueeze(-1)
+        elif subtree_end is not None:
+            rows = torch.arange(shape[1], device=device)
+            visible = (rows <= rows.unsqueeze(1)) & (rows.unsqueeze(1) < subtree_end.unsqueeze(1))
+        if position_ids is None:
+            position_ids = torch.arange(shape[1], device=device).unsqueeze(0)
+        cos, sin = rotary_table(position_ids, self.frequencies, self.rotary_factor)
+        return AttentionContext(
+            cos=cos,
+            sin=sin,
+            visible=visible,
+            sparse=self.config.sparse if sparse is None else sparse,
+            cache=cache,
+            indexer_loss=indexer_loss,
+            probe=probe,
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        subtree_end: Tensor | None = None,
+        sparse: bool | None = None,
+        cache: CacheView | None = None,
+        replay: Replay | None = None,
+        indexer_loss: IndexerLoss | None = None,
+        probe: list[tuple[Tensor, Tensor | None, Tensor]] | None = None,
+        logits: bool = True,
+    ) -> Output:
+        """input_ids [B, S] -> Output. `sparse=False` attends densely; `logits=False` leaves the head to the caller."""
+        context = self.context(
+            (input_ids.shape[0], input_ids.shape[1]),
+            position_ids=position_ids,
+            subtree_end=subtree_end,
+            sparse=sparse,
+            cache=cache,
+            indexer_loss=indexer_loss,
+            probe=probe,
+        )
+        x = self.embed_tokens(input_ids)
+        out = Output(hidden=x, residual=x, logits=x.new_empty(0))
+        first_moe = self.config.num_hidden_layers - len(self.config.moe_layers)
+        for index, layer in enumerate(self.layers):
+            experts = selected = None
+            if replay is not None and replay.experts is not None and index >= first_moe:
+                experts = replay.experts[:, :, index - first_moe]
+            if replay is not None and replay.selected is not None:
+                selected = replay.selected[:, :, index]
+            x, experts, selected, kl = layer(x, context, experts, selected)
+            if experts is not None:
+                out.experts.append(experts)
+            if kl is not None:
+                out.indexer_kl.append(kl)
+            out.selected.append(selected)
+        out.residual, out.hidden = x, self.norm(x)
+        if logits:
+            out.logits = self.lm_head(out.hidden).float()
+        return out
+
+    def predict_second(self, out: Output, next_ids: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+        """The MTP head: hidden [B, S, D] that predicts the token after `next_ids` [B, S], and its experts."""
+        if self.mtp is None:
+            raise ValueError("this model has no multi-token-prediction layer (num_nextn_predict_layers is 0)")
+        hidden, experts = self.mtp(out.residual, self.embed_tokens(next_ids), context)
+        return hidden, experts
