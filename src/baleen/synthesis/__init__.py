@@ -1,1 +1,1 @@
-
+"""Environments, tasks and demonstrations made from seeds, each task proven before it is used."""

@@ -1,0 +1,127 @@
+"""The environments: four that are trained, one whose tools never are, and as many invented ones as are wanted.
+
+The four show what a person would declare. The invented ones are drawn from word lists by seed: a model that meets the
+same twenty tool names in every task learns the names, one that meets hundreds learns to read the tools it is offered.
+`HARBOR` stays outside: neither its nouns and columns nor its tool names appear anywhere else (a test holds that).
+"""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+
+from baleen.synthesis.world import Database, Table, World, names, numbers, refs
+
+LIBRARY = World(
+    "library",
+    (
+        Table("book", "find_book", ("title",), (*refs("author"), *numbers("pages", low=100, high=999))),
+        Table("author", "get_author", ("id",), (*names("name"), *refs("city"), *numbers("age"))),
+        Table("city", "get_city", ("id",), (*names("mayor"), *numbers("area"))),
+    ),
+)
+SHOP = World(
+    "shop",
+    (
+        Table("product", "product_info", ("name",), (*refs("maker"), *numbers("stock", "price"))),
+        Table("maker", "maker_info", ("id",), (*names("owner"), *refs("town"))),
+        Table("town", "town_info", ("id",), (*names("street"), *numbers("phone", low=100, high=999))),
+        Table("staff", "staff_info", ("name",), (*names("job"), *numbers("pay"))),
+    ),
+    compare="check_more",
+    add="sum_of",
+)
+TRIPS = World(
+    "trips",
+    (
+        Table("trip", "show_trip", ("start", "goal"), (*refs("guide"), *numbers("fare"))),
+        Table("hotel", "show_hotel", ("name",), (*refs("guide"), *numbers("rooms", "cost"))),
+        Table("guide", "show_guide", ("id",), (*names("name"), *refs("office"))),
+        Table("office", "show_office", ("id",), (*names("head"), *numbers("desks"))),
+    ),
+    compare="more_than",
+    add="plus",
+)
+CLINIC = World(
+    "clinic",
+    (
+        Table("patient", "look_up_patient", ("name",), (*refs("doctor"), *numbers("weight", "bed"))),
+        Table("doctor", "look_up_doctor", ("id",), (*names("name"), *refs("ward"), *numbers("visits"))),
+        Table("ward", "look_up_ward", ("id",), (*names("nurse"), *numbers("beds"))),
+    ),
+    compare="is_more",
+    add="add_up",
+)
+HARBOR = World(
+    "harbor",
+    (
+        Table("ship", "fetch_ship", ("name",), (*refs("captain"), *numbers("load", "crew"))),
+        Table("captain", "fetch_captain", ("id",), (*names("home"), *refs("dock"), *numbers("rank"))),
+        Table("dock", "fetch_dock", ("id",), (*names("keeper"), *numbers("depth", low=100, high=999))),
+    ),
+    compare="exceeds",
+    add="total",
+)
+TRAINED = (LIBRARY, SHOP, TRIPS, CLINIC)
+UNSEEN = (HARBOR,)
+
+_WORDS = {
+    "nouns": """album artist band bank bird bridge camp canal car castle chef church club coach coin court dam dish
+    estate farm film forest game garden gate hall horse house island judge lake league mine model museum nation novel
+    palace park pilot plane planet plant player poet port recipe region river road robot school singer song star street
+    team temple tower train tribe valley village vessel vine writer yard zone zoo""",
+    "number fields": """height length width size score level points grade speed votes seats shelf page power heat cups
+    doors floors goals lamps mass parts rate scale tax term year wins""",
+    "name fields": """leader boss chief founder label motto nickname brand style tune emblem patron rival heir agent
+    host""",
+}
+NOUNS, NUMBER_FIELDS, NAME_FIELDS = (tuple(words.split()) for words in _WORDS.values())
+VERBS = ("find_{}", "get_{}", "{}_info", "show_{}", "look_up_{}", "read_{}", "{}_data", "query_{}", "see_{}")
+KEYS = ("name", "title", "label_name", "key", "who")
+COMPARE = ("compare", "check_more", "more_than", "is_more", "above", "greater", "is_above", "over")
+ADD = ("add", "sum_of", "plus", "add_up", "sum", "add_numbers", "get_sum", "join_sum")
+
+
+@lru_cache(maxsize=256)
+def world(name: str) -> World:
+    """The world of that name; `invented-<seed>` is drawn from the word lists. Raises `KeyError` for an unknown name."""
+    known = {each.name: each for each in (*TRAINED, *UNSEEN)}
+    if name.startswith("invented-"):
+        return invent(int(name.removeprefix("invented-")))
+    if name not in known:
+        raise KeyError(f"no environment {name!r}; known are {', '.join(known)} and invented-<seed>")
+    return known[name]
+
+
+@lru_cache(maxsize=512)
+def database(name: str, seed: int) -> Database:
+    """The database of a world under a seed. Shared between episodes, because tools only read."""
+    return Database(world(name), seed)
+
+
+def invent(seed: int) -> World:
+    """A world of three or four tables with nouns, columns and tool names drawn from the lists."""
+    rng = random.Random(f"invent:{seed}")
+    nouns = _different_initials(rng, 4)
+    counts, words = iter(rng.sample(NUMBER_FIELDS, 6)), iter(rng.sample(NAME_FIELDS, 4))
+    verb, key = rng.choice(VERBS), rng.choice(KEYS)
+    first, second, third, other = nouns
+    tables = [
+        Table(first, verb.format(first), (key,), (*refs(second), *numbers(next(counts), next(counts)))),
+        Table(second, verb.format(second), ("id",), (*names(next(words)), *refs(third), *numbers(next(counts)))),
+        Table(third, verb.format(third), ("id",), (*names(next(words)), *numbers(next(counts), low=100, high=999))),
+    ]
+    if rng.random() < 0.5:
+        tables.append(Table(other, verb.format(other), (key,), (*names(next(words)), *numbers(next(counts)))))
+    rng.shuffle(tables)
+    return World(f"invented-{seed}", tuple(tables), compare=rng.choice(COMPARE), add=rng.choice(ADD))
+
+
+def _different_initials(rng: random.Random, count: int) -> list[str]:
+    """Nouns whose ids cannot be mistaken for each other's: an id begins with its noun's first letter."""
+    chosen: list[str] = []
+    while len(chosen) < count:
+        noun = rng.choice(NOUNS)
+        if all(noun[0] != other[0] for other in chosen):
+            chosen.append(noun)
+    return chosen
