@@ -11,7 +11,6 @@ Legend: S = tokens of a sample, N = its sampled tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,41 +18,7 @@ from numpy.typing import NDArray
 from baleen.agent.episode import Episode
 from baleen.agent.policy import Completion
 from baleen.engine.trace import Trace
-
-
-class SampleError(ValueError):
-    """An episode that cannot be trained on, with what is missing or does not fit."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One training sequence. An episode gives one or more; all of them carry the episode's group and advantage."""
-
-    tokens: NDArray[np.int32]
-    """[S]"""
-
-    sampled: NDArray[np.bool_]
-    """[S] true on tokens that the policy sampled; false on prompts and on what the environment said."""
-
-    logprobs: NDArray[np.float32]
-    """[S] the sampler's log-probability of each sampled token, 0 elsewhere."""
-
-    kept_ids: NDArray[np.int32] | None
-    """[K] the kept sampling sets of the N sampled tokens in order (CSR values); None when nothing was cut."""
-
-    kept_offsets: NDArray[np.int32] | None
-    """[N + 1] CSR offsets into `kept_ids`."""
-
-    experts: NDArray[np.int16] | None
-    """[S - 1, moe layers, experts per token] recorded routing; the last token was never forwarded."""
-
-    selected: NDArray[np.int16] | None
-    """[S - 1, layers, index_topk] recorded selection, positions of this sample; -1 fills."""
-
-    group: int
-    advantage: float
-    episode: int
-    """Which episode it came from, as the caller counts them."""
+from baleen.training.sample import Sample, SampleError
 
 
 def samples_from_episode(episode: Episode, *, group: int, advantage: float, index: int) -> list[Sample]:

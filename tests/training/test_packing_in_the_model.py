@@ -6,7 +6,7 @@ import torch
 
 from baleen.model.config import ModelConfig
 from baleen.model.network import Model, Replay
-from baleen.rl.packing import pack_tree
+from baleen.training.packing import pack_tree
 from baleen.rl.samples import Sample
 
 CONFIG = ModelConfig(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baleen.rl.packing import loss_entries, pack_tree
+from baleen.training.packing import loss_entries, pack_tree
 from baleen.rl.samples import Sample, SampleError
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from baleen.rl.samples import Sample, SampleError
+from baleen.training.sample import Sample, SampleError
 
 
 @dataclass(frozen=True)

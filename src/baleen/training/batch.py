@@ -1,0 +1,124 @@
+"""What a training step is fed: rows of tokens and the predictions that are trained.
+
+A text row is one causal sequence and every token is predicted. A tree row (training/packing.py) holds many
+demonstrations or episodes that share prefixes. Both become the same tensors, so there is one loss.
+"""
+
+# B = rows, S = tokens of the longest row, M = predictions
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from baleen.model.network import Replay
+from baleen.training.packing import PackedRow, loss_entries
+from baleen.training.sample import Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows [B, S] and M predictions: flat row index `source` [M] predicts `target` [M] with `weight` [M]."""
+
+    tokens: Tensor
+    source: Tensor
+    target: Tensor
+    weight: Tensor
+    position_ids: Tensor | None = None
+    subtree_end: Tensor | None = None
+    replay: Replay | None = None
+    sample: Tensor | None = None
+    """[M] which sample a prediction belongs to, and `slot` [M] its place among the sample's sampled tokens."""
+
+    slot: Tensor | None = None
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that the forward computes, padding included."""
+        return self.tokens.numel()
+
+
+def text_batch(rows: np.ndarray) -> Batch:
+    """Causal rows [B, S] in which every following token is predicted."""
+    tokens = torch.from_numpy(rows.astype(np.int64))
+    count, length = tokens.shape
+    source = (torch.arange(count).unsqueeze(1) * length + torch.arange(length - 1)).flatten()
+    target = tokens[:, 1:].flatten()
+    return Batch(tokens, source, target, torch.ones(len(target)))
+
+
+def tree_batch(
+    rows: Sequence[PackedRow],
+    samples: Sequence[Sample],
+    *,
+    prompt_weight: float = 0.0,
+    keep_routing: bool = False,
+    keep_selection: bool = False,
+) -> Batch:
+    """Tree rows, padded to the longest. Sampled tokens weigh 1; every other edge of the tree weighs `prompt_weight`."""
+    length = max(len(row.tokens) for row in rows)
+    tokens = torch.zeros(len(rows), length, dtype=torch.int64)
+    positions = torch.zeros(len(rows), length, dtype=torch.int64)
+    # A padded token is a tree of its own: it sees only itself, and nothing sees it.
+    ends = (torch.arange(length) + 1).repeat(len(rows), 1)
+    sources, targets, weights, owners, slots = [], [], [], [], []
+    for place, row in enumerate(rows):
+        size = len(row.tokens)
+        tokens[place, :size] = torch.from_numpy(row.tokens.astype(np.int64))
+        positions[place, :size] = torch.from_numpy(row.positions.astype(np.int64))
+        ends[place, :size] = torch.from_numpy(row.subtree_end.astype(np.int64))
+        entries = loss_entries(row, samples)
+        sources.append(entries.source + place * length)
+        targets.append(entries.target)
+        weights.append(np.ones(len(entries.source), dtype=np.float32))
+        owners.append(np.asarray(row.samples, dtype=np.int64)[entries.owner])
+        slots.append(entries.slot)
+        if prompt_weight:
+            parents, children = _unsampled_edges(row, samples)
+            sources.append(parents + place * length)
+            targets.append(row.tokens[children].astype(np.int64))
+            weights.append(np.full(len(parents), prompt_weight, dtype=np.float32))
+            owners.append(np.full(len(parents), -1, dtype=np.int64))
+            slots.append(np.full(len(parents), -1, dtype=np.int64))
+    return Batch(
+        tokens,
+        torch.from_numpy(np.concatenate(sources)),
+        torch.from_numpy(np.concatenate(targets)),
+        torch.from_numpy(np.concatenate(weights)),
+        position_ids=positions,
+        subtree_end=ends,
+        replay=_replay(rows, length, keep_routing, keep_selection),
+        sample=torch.from_numpy(np.concatenate(owners)),
+        slot=torch.from_numpy(np.concatenate(slots)),
+    )
+
+
+def _unsampled_edges(row: PackedRow, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """Every (parent, child) of the tree whose child no sample sampled, once each."""
+    parent = np.full(len(row.tokens), -1, dtype=np.int64)
+    sampled = np.zeros(len(row.tokens), dtype=np.bool_)
+    for index, path in zip(row.samples, row.row_index, strict=True):
+        parent[path[1:]] = path[:-1]
+        sampled[path[samples[index].sampled]] = True
+    children = np.flatnonzero((parent >= 0) & ~sampled)
+    return parent[children], children
+
+
+def _replay(rows: Sequence[PackedRow], length: int, keep_routing: bool, keep_selection: bool) -> Replay | None:
+    experts = selected = None
+    if keep_routing and rows[0].experts is not None:
+        experts = torch.full((len(rows), length, *rows[0].experts.shape[1:]), -1, dtype=torch.int64)
+        for place, row in enumerate(rows):
+            assert row.experts is not None
+            experts[place, : len(row.tokens)] = torch.from_numpy(row.experts.astype(np.int64))
+    if keep_selection and rows[0].selected is not None:
+        selected = torch.full((len(rows), length, *rows[0].selected.shape[1:]), -1, dtype=torch.int64)
+        selected[..., 0] = torch.arange(length).view(1, length, 1)
+        for place, row in enumerate(rows):
+            assert row.selected is not None
+            selected[place, : len(row.tokens)] = torch.from_numpy(row.selected.astype(np.int64))
+    return None if experts is None and selected is None else Replay(experts, selected)
