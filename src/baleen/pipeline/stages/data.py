@@ -1,0 +1,92 @@
+"""The data stages: environments and tasks first, because pre-training mixes their text; then tokenizer and corpus."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from baleen.chat.encoding import encode
+from baleen.chat.tokenizer import Tokenizer
+from baleen.pipeline.stage import StageContext
+from baleen.synthesis.catalogue import TaskSet, synthesise
+from baleen.synthesis.trajectories import demonstrate, offered_tools
+from baleen.training import text
+from baleen.training.demonstrations import demonstration_samples
+from baleen.training.sample import Sample
+
+
+class SynthesisStage:
+    """Makes and validates the tasks of every domain and split."""
+
+    name = "synthesis"
+    title = "environments and tasks"
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Leaves `tasks.jsonl`."""
+        section = context.recipe.synthesis
+        tasks = synthesise(
+            context.recipe.run.seed,
+            train=section.train_tasks,
+            test=section.test_tasks,
+            unseen=section.unseen_tasks,
+        )
+        tasks.save(context.folder / "tasks.jsonl")
+        return {"statistics": tasks.statistics()}
+
+
+class TokenizerStage:
+    """Trains the byte-level BPE on corpus and demonstrations, and lays the corpus out as tokens."""
+
+    name = "tokenizer"
+    title = "tokenizer and corpus"
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Leaves `tokenizer/`, `train.npy` and `validation.npy`."""
+        recipe = context.recipe
+        training, validation = text.split(text.documents(recipe.corpus.path, recipe.corpus.max_bytes))
+        context.progress.update(1, 4)
+        conversations = [
+            encode(demonstrate(task, random.Random(task.id)), offered_tools(task), task.thinking)
+            for task in load_tasks(context).train[:1000]
+        ]
+        # An eighth of the corpus settles 2,000 merges as well as all of it.
+        tokenizer = Tokenizer.train([*training[::8], *conversations], recipe.tokenizer.vocab_size)
+        tokenizer.save(context.folder / "tokenizer")
+        context.progress.update(2, 4)
+        streams = {"train": text.tokenise(training, tokenizer), "validation": text.tokenise(validation, tokenizer)}
+        for name, stream in streams.items():
+            np.save(context.folder / f"{name}.npy", stream)
+        return {"corpus_tokens": len(streams["train"]), "vocabulary": len(tokenizer)}
+
+
+def load_tasks(context: StageContext) -> TaskSet:
+    """The tasks that the synthesis stage left."""
+    return TaskSet.load(context.artefact("synthesis", "tasks.jsonl"))
+
+
+def load_tokenizer(context: StageContext) -> Tokenizer:
+    """The tokenizer that the tokenizer stage left."""
+    return Tokenizer.load(context.artefact("tokenizer", "tokenizer"))
+
+
+def load_stream(context: StageContext, name: str) -> np.ndarray:
+    """The corpus as one stream of token ids: `train` or `validation`."""
+    return np.load(context.artefact("tokenizer", f"{name}.npy"))
+
+
+def demonstrations(context: StageContext, tokenizer: Tokenizer, difficulties: tuple[int, ...]) -> list[Sample]:
+    """Solution-derived trajectories of the training tasks, as samples."""
+    samples: list[Sample] = []
+    for task in load_tasks(context).train:
+        if task.difficulty in difficulties:
+            messages = demonstrate(task, random.Random(f"{context.recipe.run.seed}/{task.id}"))
+            samples += demonstration_samples(messages, offered_tools(task), task.thinking, tokenizer)
+    return samples
+
+
+def tokenizer_folder(context: StageContext) -> Path:
+    """Where the tokenizer lies, to be copied into checkpoints."""
+    return context.artefact("tokenizer", "tokenizer")
