@@ -52,7 +52,7 @@ class RunFolder:
         file = self.path / name
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise RunFolderError(f"cannot read {file}: {error}") from error

@@ -59,7 +59,7 @@ def read_recipe(name_or_path: str) -> tuple[str, str]:
     packaged = packaged_recipes()
     if name_or_path not in packaged:
         raise RecipeError(
-            f"no recipe {name_or_path!r}{_nearest(name_or_path, packaged)}. Recipes that come with baleen: "
+            f"no recipe {name_or_path!r}{_nearest(name_or_path, packaged)} Recipes that come with baleen: "
             f"{', '.join(packaged)}; a file is given by its path, ending in .toml"
         )
     return name_or_path, (resources.files("baleen.recipes") / f"{name_or_path}.toml").read_text(encoding="utf-8")
@@ -110,13 +110,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"{override!r} is not an override; write key=value, for example run.seed=1")
     if not _is_known(key):
         raise RecipeError(_unknown_key(key))
+    value = _parse_value(key, text.strip())
+    if key == "corpus" and isinstance(value, str):
+        key = "corpus.path"  # the short form names the text and leaves the section's other keys alone
     *parents, leaf = key.split(".")
     for parent in parents:
         inner = values.setdefault(parent, {})
         if not isinstance(inner, dict):  # `corpus = "path"` in the file, `corpus.max_bytes=...` on the command line
             inner = values[parent] = {"path": inner} if parent == "corpus" else {}
         values = inner
-    values[leaf] = _parse_value(key, text.strip())
+    values[leaf] = value
 
 
 def _parse_value(key: str, text: str) -> Any:
@@ -148,7 +151,7 @@ def _unknown_key(path: str) -> str:
 
 def _nearest(word: str, words: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _readable(problem: Any) -> str:

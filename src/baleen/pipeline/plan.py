@@ -36,14 +36,13 @@ def _stages(recipe: Recipe, estimates: list[tuple[str, StageEstimate | None]], r
     table = Table(
         title=f"recipe {recipe.name}: {parameters.total:,} parameters, {parameters.active:,} active per token",
         caption=f"times are estimates, from {rate / 1e9:.0f} GFLOP/s of float32 matrix product measured here just now; "
-        "- is work that the recipe does not set the size of",
+        "trained and sampled count tokens; - is work whose size the recipe does not set",
         title_style="bold",
     )
     table.add_column("")
     table.add_column("stage", no_wrap=True)
-    for heading in ("trained tokens", "sampled tokens", "operations"):
-        table.add_column(heading, justify="right")
-    table.add_column("time", justify="right", no_wrap=True)
+    for heading in ("trained", "sampled", "FLOP", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for index, (name, estimate) in enumerate(estimates, start=1):
         cells = ("-",) * 4 if estimate is None else _cells(estimate)
         table.add_row(str(index), name.replace("_", " "), *cells)
@@ -62,7 +61,7 @@ def _stages(recipe: Recipe, estimates: list[tuple[str, StageEstimate | None]], r
 
 def _cells(estimate: StageEstimate) -> tuple[str, str, str, str]:
     sampled = f"{estimate.sampled_tokens:,}" if estimate.sampled_tokens else "-"
-    return f"{estimate.trained_tokens:,}", sampled, f"{estimate.operations:.2e}", f"about {duration(estimate.seconds)}"
+    return f"{estimate.trained_tokens:,}", sampled, f"{estimate.operations:.2e}", f"≈ {duration(estimate.seconds)}"
 
 
 def _network(recipe: Recipe) -> Table:

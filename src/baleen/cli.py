@@ -1,0 +1,203 @@
+"""The commands: parses, calls, prints. What a command needs is imported when it runs, so that `--help` answers at once.
+
+A mistake of the user's comes back as one readable line on stderr and exit status 2; an error that is not ours keeps its
+traceback, because it is a fault to report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from baleen.pipeline.recipe import Recipe
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+
+# Mistakes that the operating system names as well as we could: a path that is not there, or there already.
+NAMED_BY_THE_SYSTEM = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    began = time.perf_counter()
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.command(options, began) or 0)
+    except KeyboardInterrupt:
+        print("\nstopped. " + options.when_stopped, file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away: nothing to say and nobody to say it to
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if not (type(error).__module__.startswith("baleen.") or isinstance(error, NAMED_BY_THE_SYSTEM)):
+            raise
+        print(f"baleen: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="baleen", description="The open recipe of DeepSeek-V3.2, small enough to read."
+    )
+    parser.add_argument("-V", "--version", action=_Version, nargs=0, help="print the version and stop")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="train a recipe, or go on with a run that was stopped")
+    _recipe_arguments(run)
+    run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE)")
+    run.add_argument("--dry-run", action="store_true", help="print stages, parameters, tokens and time, and stop")
+    run.set_defaults(command=_run, when_stopped="Nothing is lost: run the same command to go on.")
+
+    plan = commands.add_parser("plan", help="print what a recipe needs: parameters, operations, memory")
+    _recipe_arguments(plan)
+    plan.set_defaults(command=_plan)
+
+    convert = commands.add_parser("convert", help="make a sparse-attention folder from a dense MLA folder")
+    convert.add_argument("src", type=Path, help="Hugging Face folder of a deepseek_v3 model")
+    convert.add_argument("dst", type=Path, help="folder to write")
+    convert.set_defaults(command=_convert)
+
+    chat = commands.add_parser("chat", help="talk to a model, with tools")
+    chat.add_argument("path", type=Path, help="model folder, such as runs/nano/final")
+    chat.add_argument("--no-thinking", action="store_true", help="answer without thinking first")
+    chat.add_argument("--environment", metavar="NAME", help="offer the tools of this environment, such as library")
+    chat.set_defaults(command=_chat)
+
+    synth = commands.add_parser("synth", help="make environments and tasks")
+    synth.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write tasks.jsonl in")
+    synth.add_argument("--seed", type=int, default=0, help="the same seed gives the same tasks (default: 0)")
+    synth.add_argument(
+        "--tasks", type=int, default=1000, help="training tasks; a tenth is held out beside (default: 1000)"
+    )
+    synth.set_defaults(command=_synth)
+
+    evaluate = commands.add_parser("eval", help="measure a model on held-out tasks")
+    evaluate.add_argument("path", type=Path, help="model folder, such as runs/nano/final")
+    evaluate.add_argument("--tasks", type=int, default=200, help="tasks of each split (default: 200)")
+    evaluate.add_argument("--attempts", type=int, default=4, help="attempts per task, for pass@k (default: 4)")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of tasks and sampling (default: 0)")
+    evaluate.set_defaults(command=_eval)
+
+    report = commands.add_parser("report", help="write a run folder's report.html")
+    report.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/nano")
+    report.set_defaults(command=_report)
+
+    doctor = commands.add_parser("doctor", help="say what this machine has, what is missing and how to get it")
+    doctor.set_defaults(command=_doctor)
+
+    for command in commands.choices.values():
+        if command.get_default("when_stopped") is None:
+            command.set_defaults(when_stopped="")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for: the look-up costs more than the rest of the parser."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"baleen {version('baleen')}")
+        parser.exit()
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe that comes with baleen (micro, nano) or a TOML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, such as run.seed=1")
+
+
+def _run(options: argparse.Namespace, began: float) -> None:
+    from baleen.pipeline.loading import as_given, load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    if options.dry_run:
+        _print_plan(recipe, short=True)
+        return
+    from rich.console import Console
+
+    from baleen.pipeline.folder import open_run_folder
+    from baleen.pipeline.progress import open_progress, results_table
+    from baleen.pipeline.runner import run, stages_of
+    from baleen.pipeline.stages import STAGES
+
+    # Before the folder is made: a recipe with a misspelt stage must not take the folder for itself.
+    stages_of(recipe, STAGES)
+    path = options.out or Path("runs") / recipe.name
+    folder = open_run_folder(path, recipe, as_given(options.recipe, options.overrides))
+    with open_progress() as progress:
+        summary = run(recipe, folder, STAGES, progress, began=began)
+    Console().print(results_table(summary))
+    report = path / "report.html"
+    print(f"run folder {path}" + (f", report {report}" if report.exists() else ""))
+
+
+def _plan(options: argparse.Namespace, began: float) -> None:
+    from baleen.pipeline.loading import load_recipe
+
+    _print_plan(load_recipe(options.recipe, options.overrides), short=False)
+
+
+def _print_plan(recipe: Recipe, *, short: bool) -> None:
+    from rich.console import Console
+
+    from baleen.pipeline.plan import plan_tables
+
+    for table in plan_tables(recipe, short=short):
+        Console().print(table)
+
+
+def _convert(options: argparse.Namespace, began: float) -> None:
+    from baleen.model.convert import convert
+
+    convert(options.src, options.dst)
+    print(f"{options.dst}: a sparse model with a fresh indexer; train it with the warm-up and sparse stages")
+
+
+def _chat(options: argparse.Namespace, began: float) -> None:
+    from baleen.terminal import chat
+
+    chat(options.path, thinking=not options.no_thinking, environment=options.environment)
+
+
+def _synth(options: argparse.Namespace, began: float) -> None:
+    from baleen.synthesis.catalogue import synthesise
+
+    held_out = max(1, options.tasks // 10)
+    tasks = synthesise(options.seed, train=options.tasks, test=held_out, unseen=held_out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "tasks.jsonl"
+    tasks.save(file)
+    for place, counts in tasks.statistics().items():
+        print(f"{place}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    print(f"{len(tasks.tasks)} tasks in {file}")
+
+
+def _eval(options: argparse.Namespace, began: float) -> None:
+    from baleen.terminal import evaluate
+
+    evaluate(options.path, tasks=options.tasks, attempts=options.attempts, seed=options.seed)
+
+
+def _report(options: argparse.Namespace, began: float) -> None:
+    from baleen.report.page import write_report
+
+    print(write_report(options.run))
+
+
+def _doctor(options: argparse.Namespace, began: float) -> int:
+    from baleen.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        print(f"{'ok     ' if finding.fine else 'missing'}  {finding.name:<12} {finding.value}")
+        if finding.remedy:
+            print(f"{'':22}{finding.remedy}")
+    return 0 if all(finding.fine or finding.optional for finding in findings) else 1
