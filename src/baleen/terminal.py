@@ -106,7 +106,8 @@ def evaluate(path: Path, *, tasks: int, attempts: int, seed: int) -> None:
     held_out = synthesise(seed, train=0, test=tasks, unseen=tasks).tasks
     passed = asyncio.run(_passes(policy, held_out, attempts, seed))
     table = Table(title=f"{path}, temperature 1.0, {attempts} attempts per task, 95% intervals", title_style="bold")
-    for heading in ("split", "domain", "tasks", "pass@1", f"pass@{attempts}"):
+    ks = sorted({1, attempts})
+    for heading in ("split", "domain", "tasks", *(f"pass@{k}" for k in ks)):
         table.add_column(heading, justify="left" if heading in ("split", "domain") else "right")
     groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for task, scored in zip(held_out, passed, strict=True):
@@ -114,7 +115,7 @@ def evaluate(path: Path, *, tasks: int, attempts: int, seed: int) -> None:
             groups.setdefault((task.split, task.domain), []).append(scored)
     for (split, domain), scores in sorted(groups.items()):
         cells = []
-        for k in (1, attempts):
+        for k in ks:
             estimate = pass_at_k_over_tasks(scores, k, seed=seed)
             cells.append(f"{100 * estimate.value:.1f}% ({100 * estimate.low:.1f}-{100 * estimate.high:.1f})")
         table.add_row(split, domain, str(len(scores)), *cells)
