@@ -30,7 +30,7 @@ class Trace:
     """[S - 1, moe layers, experts per token] the experts each forwarded token went to (the last token is never forwarded)."""
 
     selected: NDArray[np.int16] | None = None
-    """[S - 1, layers, index_topk] positions each token attended to, ascending; -1 fills rows of fewer than index_topk."""
+    """[S - 1, layers, index_topk] positions each token attended to, in any order; -1 fills rows of fewer."""
 
     version: int = 0
     """The weights' version that sampled it."""

@@ -34,7 +34,10 @@ def measure_sparsity(
 ) -> dict[str, Any]:
     """The report's figures on held-out rows [B, S]; with a folder, `selection.json` of one row is left there."""
     result: dict[str, Any] = {
-        "validation_loss": {"dense": text_loss(model, rows, sparse=False), "sparse": text_loss(model, rows, sparse=True)},
+        "validation_loss": {
+            "dense": text_loss(model, rows, sparse=False),
+            "sparse": text_loss(model, rows, sparse=True),
+        },
         "attention_mass": attention_mass(model, torch.from_numpy(rows[:4].astype(np.int64))),
         "needle": needles(model, rows, tokenizer),
         "index_topk": model.config.index_topk,

@@ -98,7 +98,8 @@ class Attention(nn.Module):
         latent = self.kv_a_layernorm(latent).to(q.dtype)
         k_rope = rotate_interleaved(k_rope.unsqueeze(2), context.cos, context.sin).squeeze(2)
         index = None
-        if self.indexer is not None and (context.sparse or context.indexer_loss or context.cache):
+        wants_index = context.sparse or context.indexer_loss or context.cache or context.probe is not None
+        if self.indexer is not None and wants_index:
             detach = context.indexer_loss is not None  # the indexer learns from its KL alone, the trunk never from it
             index = self.indexer(x.detach() if detach else x, q_latent.detach() if detach else q_latent, context)
         if context.cache is not None:

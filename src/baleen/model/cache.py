@@ -61,7 +61,9 @@ class CacheView:
     length: int
     """Keys 0..length-1 are looked at: the largest position + 1."""
 
-    def write(self, layer: int, latent: Tensor, k_rope: Tensor, index_k: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def write(
+        self, layer: int, latent: Tensor, k_rope: Tensor, index_k: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Stores the new entries [B, T, .] and returns all keys of these slots, [B, length, .] each."""
         kept = self.cache.layers[layer]
         rows = self.slots.unsqueeze(1)
@@ -69,8 +71,9 @@ class CacheView:
         kept.k_rope[rows, self.positions] = k_rope.to(kept.k_rope.dtype)
         if index_k is not None:
             kept.index_k[rows, self.positions] = index_k.to(kept.index_k.dtype)
-        everyone = self.slots.shape[0] == self.cache.slots  # the usual case while decoding: no copy at all
+        count = self.slots.shape[0]
+        leading = bool(torch.equal(self.slots, torch.arange(count, device=self.slots.device)))
         return tuple(  # type: ignore[return-value]
-            (part if everyone else part[self.slots])[:, : self.length]
+            (part[:count] if leading else part[self.slots])[:, : self.length]  # the leading slots need no copy
             for part in (kept.latent, kept.k_rope, kept.index_k)
         )

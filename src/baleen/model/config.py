@@ -60,7 +60,9 @@ class ModelConfig(BaseModel):
             raise ValueError(f"topk_group {self.topk_group} exceeds n_group {self.n_group}")
         allowed = self.n_routed_experts // self.n_group * self.topk_group
         if self.num_experts_per_tok > allowed:
-            raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} exceeds the {allowed} experts of its groups")
+            raise ValueError(
+                f"num_experts_per_tok {self.num_experts_per_tok} exceeds the {allowed} experts of its groups"
+            )
         if self.index_head_dim < self.qk_rope_head_dim:
             raise ValueError("index_head_dim must hold the rope dimensions: at least qk_rope_head_dim")
         return self

@@ -29,7 +29,9 @@ def convert(
     if target_folder.exists():
         raise FileExistsError(f"{target_folder} exists; give a folder that does not")
     if ModelConfig.from_pretrained(source_folder).sparse:
-        raise UnsupportedCheckpointError(f"{source_folder} has a lightning indexer already; there is nothing to convert")
+        raise UnsupportedCheckpointError(
+            f"{source_folder} has a lightning indexer already; there is nothing to convert"
+        )
     source = load_model(source_folder, dtype=torch.float32)
     sizes = {"index_n_heads": index_n_heads, "index_head_dim": index_head_dim, "index_topk": index_topk}
     fields = source.config.model_dump() | sizes | {"model_type": "deepseek_v32"}

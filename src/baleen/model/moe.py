@@ -39,9 +39,7 @@ class Gate(nn.Module):
             )
             if replay is not None:
                 experts = torch.where(replay >= 0, replay.to(experts.dtype), experts)
-        weights = mixing_weights(
-            scores, experts, normalise=config.norm_topk_prob, scaling=config.routed_scaling_factor
-        )
+        weights = mixing_weights(scores, experts, normalise=config.norm_topk_prob, scaling=config.routed_scaling_factor)
         return experts, weights
 
 

@@ -87,7 +87,9 @@ class MultiTokenPrediction(nn.Module):
         self.layer = Layer(config, config.num_hidden_layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, residual: Tensor, next_embedding: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, residual: Tensor, next_embedding: Tensor, context: AttentionContext
+    ) -> tuple[Tensor, Tensor | None]:
         """residual [B, S, D] of the trunk, embedding [B, S, D] of the following token -> hidden [B, S, D], experts."""
         joined = torch.cat((self.enorm(next_embedding), self.hnorm(residual)), dim=-1)
         x, experts, _, _ = self.layer(self.eh_proj(joined).to(residual.dtype), context, None, None)

@@ -112,10 +112,24 @@ class ColdStartSection(TrainSection):
     tasks: int = Field(default=0, ge=0, description="tasks demonstrated; 0 takes all")
 
 
+class DistillSection(TrainSection):
+    """Fine-tuning on what the specialists got right."""
+
+    tasks_per_specialist: int = Field(default=256, gt=0, description="tasks that each specialist is asked")
+
+
+class DomainShares(Section):
+    """How a stage's tasks are drawn: each domain's share, relative to the others; 0 leaves it out."""
+
+    tools: float = Field(default=0.0, ge=0, description="share of tool-use tasks")
+    arithmetic: float = Field(default=0.0, ge=0, description="share of arithmetic tasks")
+    alignment: float = Field(default=0.0, ge=0, description="share of form-and-language tasks")
+
+
 class ReinforcementSection(Section):
     """A GRPO stage."""
 
-    domains: dict[str, float] = Field(default={"tools": 1.0}, description="domains and their shares of the tasks")
+    domains: DomainShares = Field(default=DomainShares(tools=1.0), description="what the tasks are drawn from")
     steps: int = Field(default=20, ge=0, description="optimiser steps")
     tasks_per_step: int = Field(default=8, gt=0, description="groups per step")
     group_size: int = Field(default=8, gt=1, description="episodes per task (G)")
@@ -166,7 +180,9 @@ class Recipe(Section):
     cold_start: ColdStartSection = Field(default=ColdStartSection(), description="fine-tuning on solution trajectories")
     specialist_tools: ReinforcementSection = Field(default=ReinforcementSection(), description="RL on tool use")
     specialist_arithmetic: ReinforcementSection = Field(default=ReinforcementSection(), description="RL on arithmetic")
-    distill: TrainSection = Field(default=TrainSection(), description="fine-tuning on the specialists' trajectories")
+    distill: DistillSection = Field(
+        default=DistillSection(), description="fine-tuning on the specialists' trajectories"
+    )
     mixed_rl: ReinforcementSection = Field(default=ReinforcementSection(), description="RL over all domains")
     evaluation: EvaluationSection = Field(default=EvaluationSection(), description="held-out tasks")
 
@@ -176,7 +192,8 @@ class Recipe(Section):
         try:
             return ModelConfig(**fields)
         except ValidationError as error:
-            raise ValueError("model: " + "; ".join(problem["msg"] for problem in error.errors())) from error
+            found = (problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+            raise ValueError(f"model: {'; '.join(found)}") from error
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

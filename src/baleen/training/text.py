@@ -86,7 +86,9 @@ def _read(corpus: str | None) -> Iterator[str]:
     elif path.is_file():
         yield from path.read_text(encoding="utf-8", errors="replace").split("\n\n")
     elif path.suffix or path.is_absolute() or corpus.startswith("."):
-        raise CorpusError(f"corpus {corpus!r} does not exist; give a folder, .txt, .jsonl, .parquet or a data set's name")
+        raise CorpusError(
+            f"corpus {corpus!r} does not exist; give a folder, .txt, .jsonl, .parquet or a data set's name"
+        )
     else:
         yield from _hub_dataset(corpus)
 
@@ -102,7 +104,9 @@ def _hub_dataset(name: str) -> Iterator[str]:
     try:
         import datasets
     except ImportError as error:
-        raise CorpusError(f"corpus {name!r} is no file; for Hugging Face data sets: pip install 'baleen[corpus]'") from error
+        raise CorpusError(
+            f"corpus {name!r} is no file; for Hugging Face data sets: pip install 'baleen[corpus]'"
+        ) from error
     try:
         stream = datasets.load_dataset(name, split="train", streaming=True)
     except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen kinds; all mean the same to the user

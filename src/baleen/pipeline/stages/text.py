@@ -46,7 +46,9 @@ class PretrainStage:
         tokenizer = data.load_tokenizer(context)
         prepare_machine(recipe.run.threads)
         model = new_model(recipe, tokenizer)
-        validation = text.rows(data.load_stream(context, "validation"), VALIDATION_ROWS, recipe.pretrain.sequence_length, 1)
+        validation = text.rows(
+            data.load_stream(context, "validation"), VALIDATION_ROWS, recipe.pretrain.sequence_length, 1
+        )
         result = train(
             model,
             mixed_batches(context, recipe.pretrain, tokenizer),
@@ -106,9 +108,7 @@ class SparseStage:
         )
         now = sparsity(context, model)
         warmup = (context.artefact("indexer_warmup", "sparsity.json")).read_text()
-        write_json_atomic(
-            context.folder / "sparsity.json", {"after_warmup": json.loads(warmup), "after_sparse": now}
-        )
+        write_json_atomic(context.folder / "sparsity.json", {"after_warmup": json.loads(warmup), "after_sparse": now})
         save_model(model, context.folder / "model", tokenizer=data.tokenizer_folder(context))
         kept = {"validation_loss": now["validation_loss"], "attention_mass": now["attention_mass"]}
         return {**result, "run_summary": kept}
@@ -168,9 +168,7 @@ def course(section: TrainSection) -> Schedule:
     return Schedule(section.steps, section.learning_rate, section.warmup_steps, section.checkpoint_every)
 
 
-def mixed_batches(
-    context: StageContext, section: TrainSection, tokenizer: Tokenizer
-) -> Callable[[int], list[Batch]]:
+def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Tokenizer) -> Callable[[int], list[Batch]]:
     """Text rows and tree rows of demonstrations in the section's shares; step -> its batches."""
     stream = data.load_stream(context, "train")
     samples = data.demonstrations(context, tokenizer, (1, 2, 3, 4)) if section.tools_share else []

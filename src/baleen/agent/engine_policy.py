@@ -1,0 +1,138 @@
+"""Our own engine as a `Policy`: messages in, one turn out, with the exact tokens and their trace.
+
+While episodes run together it is a barrier: the engine moves only when every running episode waits for it. Batches, and
+with them the last bits of all numbers, then do not depend on how fast an environment was, and a run repeats exactly.
+A turn that follows tool results extends the tokens of the turn before; text is never tokenised a second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from baleen.agent.policy import Completion, FinishReason, Sampling
+from baleen.chat.encoding import segments
+from baleen.chat.messages import Message, ToolSpec
+from baleen.chat.parser import StreamParser, parse
+from baleen.chat.tokenizer import Tokenizer
+from baleen.engine.engine import Engine
+from baleen.engine.sampler import SamplingParams
+from baleen.engine.sequence import Sequence as Running
+
+
+class EnginePolicy:
+    """Answers with `engine`. `traced` asks for experts and selected positions (training needs them)."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, traced: bool = False) -> None:
+        self.engine, self.tokenizer, self.traced = engine, tokenizer, traced
+        self._episodes = 0
+        self._asked: list[tuple[int, list[int], SamplingParams, asyncio.Future[Running]]] = []
+        self._answering: dict[int, asyncio.Future[Running]] = {}
+        self._driver: asyncio.Task[None] | None = None
+        self._served: dict[int, tuple[Message, Completion]] = {}
+
+    def episode_started(self) -> None:
+        """One more episode will ask."""
+        self._episodes += 1
+
+    def episode_ended(self) -> None:
+        """One of them will not ask any more."""
+        self._episodes -= 1
+        if self._episodes == 0:
+            self._served.clear()
+
+    async def complete(self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling) -> Completion:
+        """The next turn. A prompt that does not fit the engine comes back as an empty, truncated turn."""
+        prompt = self.prompt(messages, tools, sampling.thinking)
+        room = self.engine.max_tokens - len(prompt)
+        if room < 1:
+            return Completion(Message(role="assistant", content=""), tuple(prompt), (), None, "length", ("no room",))
+        params = self.params(sampling, room)
+        future: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
+        self._asked.append((sampling.seed, prompt, params, future))
+        if self._driver is None or self._driver.done():
+            self._driver = asyncio.ensure_future(self._drive())
+        running = await future
+        completion = self.read(running, tools, sampling.thinking)
+        self._served[id(completion.message)] = (completion.message, completion)
+        return completion
+
+    def params(self, sampling: Sampling, room: int) -> SamplingParams:
+        """The engine's form of `sampling`, within `room` tokens."""
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=min(sampling.max_tokens, room),
+            seed=sampling.seed,
+            trace=self.traced,
+        )
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> list[int]:
+        """The tokens that the next turn is sampled after."""
+        pieces = segments(list(messages), list(tools), thinking)
+        last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=None)
+        if last is not None and all(message.role == "tool" for message in messages[last + 1 :]):
+            served = self._served.get(id(messages[last]))
+            if served is not None and pieces and any(piece.sampled for piece in pieces):
+                tail = len(pieces) - next(i for i, piece in enumerate(reversed(pieces)) if piece.sampled)
+                ids, _ = self.tokenizer.encode_segments(pieces[tail:])
+                return [*served[1].prompt_tokens, *served[1].sampled_tokens, *ids]
+        return self.tokenizer.encode_segments(pieces)[0]
+
+    def read(self, running: Running, tools: Sequence[ToolSpec], thinking: bool) -> Completion:
+        """The finished sequence as a turn; calls get ids, because results are matched by them."""
+        generation = running.generation
+        assert generation is not None
+        parsed = parse(self.tokenizer.decode(list(generation.tokens)), thinking=thinking, tools=list(tools))
+        message = parsed.to_message()
+        calls = [
+            call.model_copy(update={"id": f"call_{len(generation.prompt)}_{i}"})
+            for i, call in enumerate(message.tool_calls)
+        ]
+        reason: FinishReason = "length" if generation.finish_reason == "length" else "tool_calls" if calls else "stop"
+        return Completion(
+            message=message.model_copy(update={"tool_calls": calls}),
+            prompt_tokens=generation.prompt,
+            sampled_tokens=generation.tokens,
+            trace=generation.trace,
+            finish_reason=reason,
+            faults=tuple(str(fault) for fault in parsed.faults),
+        )
+
+    async def _drive(self) -> None:
+        """Steps the engine for as long as anybody waits for it."""
+        idle = 0
+        try:
+            while self._asked or self._answering:
+                if len(self._asked) + len(self._answering) < self._episodes:
+                    idle += 1  # somebody still talks to an environment; after a few turns of the loop, sleep for real
+                    await asyncio.sleep(0 if idle < 100 else 0.0005)
+                    continue
+                idle = 0
+                for _, prompt, params, future in sorted(self._asked, key=lambda item: item[0]):
+                    self._answering[id(self.engine.submit(prompt, params))] = future
+                self._asked.clear()
+                for sequence in self.engine.step():
+                    self._answering.pop(id(sequence)).set_result(sequence)
+                await asyncio.sleep(0)
+        except BaseException as error:
+            for future in [*self._answering.values(), *(item[3] for item in self._asked)]:
+                if not future.done():
+                    future.set_exception(error)
+            raise
+
+
+def stream_turn(policy: EnginePolicy, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """Yields `Delta`s while one turn is generated, then the `Completion`. For one conversation at a terminal."""
+    prompt = policy.prompt(messages, tools, sampling.thinking)
+    parser = StreamParser(thinking=sampling.thinking, tools=list(tools))
+    room = policy.engine.max_tokens - len(prompt)
+    running = policy.engine.submit(prompt, policy.params(sampling, max(1, room)))
+    sent = ""
+    while policy.engine.busy:
+        policy.engine.step()
+        text = policy.tokenizer.decode(running.tokens)
+        if not text.endswith("\ufffd"):  # half of a character
+            yield parser.feed(text[len(sent) :])
+            sent = text
+    yield policy.read(running, tools, sampling.thinking)

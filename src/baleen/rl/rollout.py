@@ -1,0 +1,48 @@
+"""Episodes by the current policy: the engine samples, the environments answer, all at once and repeatable."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from baleen.agent.engine_policy import EnginePolicy
+from baleen.agent.environment import Environment
+from baleen.agent.episode import Episode
+from baleen.agent.loop import run_episodes, turn_seed
+from baleen.agent.policy import Sampling
+from baleen.agent.python_tool import PythonTool
+from baleen.agent.task import Task
+from baleen.chat.tokenizer import Tokenizer
+from baleen.engine.engine import Engine
+from baleen.model.network import Model
+from baleen.synthesis.environments import make_environment
+
+
+class RolloutWorker:
+    """Runs episodes of a model: its engine, and one sandboxed Python for the tasks that offer it."""
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, *, slots: int = 64, max_tokens: int = 1536, traced: bool = False
+    ) -> None:
+        self.engine = Engine(model, tokenizer, slots=slots, max_tokens=max_tokens)
+        self.policy = EnginePolicy(self.engine, tokenizer, traced=traced)
+        self.python = PythonTool(allow_weak=True)
+
+    def run(
+        self, tasks: Sequence[Task], *, attempts: int, sampling: Sampling, max_turns: int, seed: int
+    ) -> list[Episode]:
+        """`attempts` episodes of each task, those of one task next to each other; the same seed gives the same ones."""
+        every = [task for task in tasks for _ in range(attempts)]
+        samplings = [
+            Sampling(sampling.temperature, sampling.top_p, sampling.max_tokens, turn_seed(seed, index), task.thinking)
+            for index, task in enumerate(every)
+        ]
+
+        def environment(task: Task) -> Environment:
+            return make_environment(task, self.python)
+
+        return asyncio.run(run_episodes(every, environment, self.policy, samplings, max_turns=max_turns))
+
+    def close(self) -> None:
+        """Ends the sandbox."""
+        self.python.close()
