@@ -57,8 +57,7 @@ def test_every_folder_has_its_place():
 @pytest.mark.parametrize("file", FILES, ids=name)
 def test_a_file_says_what_it_is_and_is_one_idea_long(file):
     text = file.read_text(encoding="utf-8")
-    # A package marker without a single statement has nothing to say.
-    assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{name(file)} has no docstring"
+    assert ast.get_docstring(ast.parse(text)), f"{name(file)} has no docstring"
     assert len(text.splitlines()) <= LONGEST_FILE, f"{name(file)} is longer than {LONGEST_FILE} lines"
 
 

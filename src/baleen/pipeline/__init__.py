@@ -1,1 +1,1 @@
-
+"""A recipe run stage by stage in one folder: typed sections, frozen values, and going on after a kill."""
