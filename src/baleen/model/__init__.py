@@ -1,1 +1,1 @@
-"""The network, defined once for training, sampling and scoring: MLA, lightning indexer, experts, MTP; and checkpoints."""
+"""The network, defined once for training, sampling and scoring: MLA, lightning indexer, experts, MTP; checkpoints."""
