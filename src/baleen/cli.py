@@ -135,8 +135,9 @@ def _run(options: argparse.Namespace, began: float) -> None:
     with open_progress() as progress:
         summary = run(recipe, folder, STAGES, progress, began=began)
     Console().print(results_table(summary))
-    report = path / "report.html"
-    print(f"run folder {path}" + (f", report {report}" if report.exists() else ""))
+    from baleen.report.page import write_report
+
+    print(f"run folder {path}, report {write_report(path)}")
 
 
 def _plan(options: argparse.Namespace, began: float) -> None:

@@ -10,7 +10,8 @@ from baleen.chat.messages import Message
 
 
 class Task(BaseModel):
-    """One task. `environment` and `verifier` are references that `synthesis` resolves; `metadata` holds what they need."""
+    """One task. `environment` and `verifier` are references that `synthesis` resolves; `metadata` holds what they
+    need."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

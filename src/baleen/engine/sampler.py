@@ -1,8 +1,8 @@
 """From logits to tokens: temperature, top-k, top-p, and what was kept.
 
 One uniform number per sequence and step decides, drawn from the request's own seed, so that a request's tokens do not
-depend on its neighbours. The kept set is recorded here, inside the sampler: rebuilding it later from probabilities gives
-another set (report, keep sampling mask).
+depend on its neighbours. The kept set is recorded here, inside the sampler: rebuilding it later from probabilities
+gives another set (report, keep sampling mask).
 """
 
 # B = sequences, V = vocabulary
@@ -44,7 +44,8 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Draw:
-    """The tokens [B], their log-probabilities [B] under what was sampled from, and the kept set of each (None = all)."""
+    """The tokens [B], their log-probabilities [B] under what was sampled from, and the kept set of each (None =
+    all)."""
 
     tokens: list[int]
     logprobs: list[float]

@@ -1,8 +1,8 @@
 """Does the sparse form stand in for the dense one? Loss, attention mass, and needles.
 
 Attention mass: the share of the true (dense, head-summed) attention that a selection of k positions holds, over queries
-that see more than k. The oracle selects the k heaviest positions, which nothing of that size can beat; most-recent-k and
-a random choice are the floor. Needle: a value is named once in a long text and asked for at its end.
+that see more than k. The oracle selects the k heaviest positions, which nothing of that size can beat; most-recent-k
+and a random choice are the floor. Needle: a value is named once in a long text and asked for at its end.
 """
 
 # B = rows, S = tokens, K = index_topk
@@ -22,6 +22,7 @@ from baleen.model.network import Model
 from baleen.ops.selection import select_topk
 from baleen.training.batch import text_batch
 from baleen.training.losses import logprobs
+from baleen.training.needles import make_needle, plant
 from baleen.training.records import write_json_atomic
 
 ROWS_PER_FORWARD = 8
@@ -88,20 +89,14 @@ def attention_mass(model: Model, tokens: Tensor) -> dict[str, Any]:
 @torch.no_grad()
 def needles(model: Model, rows: np.ndarray, tokenizer: Tokenizer) -> list[dict[str, float]]:
     """Accuracy by depth of copying a named three-digit value over a long text, dense and sparse."""
-    rng = random.Random(0)
+    rng = random.Random("held out")
     head = model.lm_head.cast(model.lm_head.weight)
     results = []
     for depth in DEPTHS:
         right = {"dense": 0, "sparse": 0}
         for trial in range(NEEDLES_PER_DEPTH):
-            value = f"{rng.randrange(100, 1000)}"
-            name = "".join(rng.choice(("ka", "lo", "mi", "tu", "re", "so")) for _ in range(3))
-            needle = tokenizer.encode(f"\n{name}_limit = {value}\n", special=False)
-            question = tokenizer.encode(f"\n{name}_limit = ", special=False)
-            answer = tokenizer.encode(value, special=False)
-            text = rows[trial % len(rows)].tolist()[: rows.shape[1] - len(needle) - len(question) - len(answer)]
-            place = int(len(text) * depth)
-            ids = text[:place] + needle + text[place:] + question + answer
+            needle = make_needle(tokenizer, rng)
+            ids, answer = plant(rows[trial % len(rows)].tolist(), needle, depth), needle.answer
             for kind in right:
                 out = model(torch.tensor([ids]), sparse=kind == "sparse", logits=False)
                 hidden = out.hidden[0, -len(answer) - 1 : -1].to(head.dtype)
@@ -114,7 +109,7 @@ def needles(model: Model, rows: np.ndarray, tokenizer: Tokenizer) -> list[dict[s
 @torch.no_grad()
 def selection_of(model: Model, row: np.ndarray, tokenizer: Tokenizer, *, every: int = 4) -> dict[str, Any]:
     """What one long row selects, layer by layer, for every `every`-th query."""
-    out = model(torch.from_numpy(row.astype(np.int64)).unsqueeze(0), sparse=True, logits=False)
+    out = model(torch.from_numpy(row.astype(np.int64)).unsqueeze(0), sparse=True, record=True, logits=False)
     queries = list(range(0, len(row), every))
     layers = []
     for index, selected in enumerate(out.selected):

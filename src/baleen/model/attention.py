@@ -20,9 +20,9 @@ from baleen.model.cache import CacheView
 from baleen.model.config import ModelConfig
 from baleen.model.layers import Linear, RMSNorm
 from baleen.model.rotary import rotate_half_split, rotate_interleaved
-from baleen.ops.attention import attend_mha, attend_mha_with_probabilities, attend_mqa_masked, attend_mqa_selected
+from baleen.ops.attention import attend_mha, attend_mqa_masked, attend_mqa_selected, head_probabilities
 from baleen.ops.indexer_loss import indexer_kl
-from baleen.ops.selection import index_scores, select_topk, selection_mask
+from baleen.ops.selection import index_scores, select_topk, select_topk_mask, selection_mask
 
 IndexerLoss = Literal["dense", "selected"]
 CAUSAL = None
@@ -41,6 +41,13 @@ class AttentionContext:
     sparse: bool
     cache: CacheView | None = None
     indexer_loss: IndexerLoss | None = None
+    indexer_stride: int = 1
+    """The KL is taken on every `indexer_stride`-th query from `indexer_offset` on: an unbiased part of the whole."""
+
+    indexer_offset: int = 0
+    record: bool = False
+    """Return the selected positions (they cost more than the mask that attention needs)."""
+
     probe: list[tuple[Tensor, Tensor | None, Tensor]] | None = None
     """When a list: each layer appends (attention probabilities, index scores, visible), [B, S, L] each."""
 
@@ -57,7 +64,8 @@ class Indexer(nn.Module):
         self.weights_proj = Linear(config.hidden_size, self.heads)
 
     def forward(self, x: Tensor, q_latent: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, S, D], q_latent [B, S, q_lora] -> q [B, S, H, D_i], k [B, S, D_i], weights [B, S, H] with their scales."""
+        """x [B, S, D], q_latent [B, S, q_lora] -> q [B, S, H, D_i], k [B, S, D_i], weights [B, S, H] with their
+        scales."""
         q = self.wq_b(q_latent).unflatten(-1, (self.heads, self.dims))
         norm = self.k_norm
         k = F.layer_norm(self.wk(x).float(), (self.dims,), norm.weight.float(), norm.bias.float(), norm.eps).to(q.dtype)
@@ -120,33 +128,40 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """All keys are the batch's own: the MHA form, with the selection as a mask."""
         config, length = self.config, latent.shape[1]
-        scores, selected, kl = None, None, None
-        visible, mask = context.visible, context.visible
+        selected, kl = None, None
+        visible = mask = context.visible
         selects = context.sparse and length > config.index_topk
         if selects or context.indexer_loss or context.probe is not None:
             visible = mask = visible if visible is not None else causal_mask(length, latent.device)
-        if index is not None and (context.indexer_loss or context.probe is not None or (selects and replay is None)):
-            scores = index_scores(*index[:2], index[2])
         if selects and visible is not None:
-            if replay is None:
-                assert scores is not None
-                replay = select_topk(scores.detach(), visible, config.index_topk)
             selected = replay
-            mask = selection_mask(selected, length) & visible
+            if selected is None and context.record:
+                assert index is not None
+                with torch.no_grad():
+                    selected = select_topk(index_scores(*index), visible, config.index_topk)
+            if selected is not None:
+                mask = selection_mask(selected, length) & visible
+            else:
+                assert index is not None
+                with torch.no_grad():
+                    mask = select_topk_mask(index_scores(*index), visible, config.index_topk)
         expanded = self.kv_b_proj(latent).unflatten(-1, (config.num_attention_heads, -1))
         k_nope, v = expanded.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, config.num_attention_heads, -1)), dim=-1)
         q = torch.cat((q_nope, q_rope), dim=-1)
-        if context.indexer_loss is None and context.probe is None:
-            return attend_mha(q, k, v, mask, config.softmax_scale), selected, None
-        assert mask is not None
-        assert visible is not None
-        out, probabilities = attend_mha_with_probabilities(q, k, v, mask, config.softmax_scale)
+        plain_causal = context.visible is None and not selects
+        out = attend_mha(q, k, v, None if plain_causal else mask, config.softmax_scale)
         if context.probe is not None:
-            context.probe.append((probabilities, scores, visible))
+            assert visible is not None
+            scores = None if index is None else index_scores(*index)
+            context.probe.append((head_probabilities(q, k, visible, config.softmax_scale), scores, visible))
         if context.indexer_loss is not None:
-            assert scores is not None
-            kl = indexer_kl(probabilities, scores, mask)
+            assert index is not None
+            assert mask is not None
+            rows = slice(context.indexer_offset, None, context.indexer_stride)
+            seen = mask[:, rows].expand(q.shape[0], -1, -1)
+            target = head_probabilities(q[:, rows], k, seen, config.softmax_scale)
+            kl = indexer_kl(target, index_scores(index[0][:, rows], index[1], index[2][:, rows]), seen)
         return out, selected, kl
 
     def _attend_cached(

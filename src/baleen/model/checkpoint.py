@@ -1,7 +1,7 @@
 """Checkpoints in and out: Hugging Face folders of `deepseek_v32` (and dense `deepseek_v3` to convert from).
 
-Tensor names are the published ones: experts stand one by one in the file and joined in memory; the MTP layer is stored as
-layer `num_hidden_layers`. A folder is written under a temporary name and renamed, so it is whole or absent.
+Tensor names are the published ones: experts stand one by one in the file and joined in memory; the MTP layer is
+stored as layer `num_hidden_layers`. A folder is written under a temporary name and renamed, so it is whole or absent.
 """
 
 from __future__ import annotations

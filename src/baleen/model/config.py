@@ -15,7 +15,8 @@ class UnsupportedCheckpointError(ValueError):
 
 
 class ModelConfig(BaseModel):
-    """Shapes and constants of a DeepSeek-V3.2 network (report section 2.1); unknown keys of `config.json` are ignored."""
+    """Shapes and constants of a DeepSeek-V3.2 network (report section 2.1); unknown keys of `config.json` are
+    ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -1,7 +1,7 @@
 """Mixture of experts with auxiliary-loss-free balancing.
 
-The gate's `e_score_correction_bias` only decides who is chosen; it is not learned by gradient: `training/` moves it up for
-experts that got too few tokens and down for those that got too many (DeepSeek-V3, section 2.1.2).
+The gate's `e_score_correction_bias` only decides who is chosen; it is not learned by gradient: `training/` moves it
+up for experts that got too few tokens and down for those that got too many (DeepSeek-V3, section 2.1.2).
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ from baleen.model.rotary import rotary_frequencies, rotary_table
 
 @dataclass(frozen=True)
 class Replay:
-    """Decisions to repeat: experts [B, S, moe layers, K] and selected [B, S, layers, k] (row positions), -1 for none."""
+    """Decisions to repeat: experts [B, S, moe layers, K] and selected [B, S, layers, k] (row positions), -1 for
+    none."""
 
     experts: Tensor | None = None
     selected: Tensor | None = None
@@ -34,7 +35,8 @@ class Replay:
 
 @dataclass
 class Output:
-    """A forward's results. `hidden` [B, S, D] is after the final norm; `logits` [B, S, V] is computed when asked for."""
+    """A forward's results. `hidden` [B, S, D] is after the final norm; `logits` [B, S, V] is computed when asked
+    for."""
 
     hidden: Tensor
     residual: Tensor
@@ -43,7 +45,7 @@ class Output:
     """[B, S, K] per MoE layer."""
 
     selected: list[Tensor | None] = field(default_factory=list)
-    """[B, S, k] per layer; None where every visible key was seen."""
+    """[B, S, k] per layer; None where every visible key was seen, or it was neither replayed, cached nor recorded."""
 
     indexer_kl: list[Tensor] = field(default_factory=list)
     """[B, S] per layer, when `indexer_loss` was given."""
@@ -144,6 +146,9 @@ class Model(nn.Module):
         sparse: bool | None = None,
         cache: CacheView | None = None,
         indexer_loss: IndexerLoss | None = None,
+        indexer_stride: int = 1,
+        indexer_offset: int = 0,
+        record: bool = False,
         probe: list[tuple[Tensor, Tensor | None, Tensor]] | None = None,
     ) -> AttentionContext:
         """What the layers of one forward over ids [B, S] share."""
@@ -165,6 +170,9 @@ class Model(nn.Module):
             sparse=self.config.sparse if sparse is None else sparse,
             cache=cache,
             indexer_loss=indexer_loss,
+            indexer_stride=indexer_stride,
+            indexer_offset=indexer_offset,
+            record=record,
             probe=probe,
         )
 
@@ -178,10 +186,14 @@ class Model(nn.Module):
         cache: CacheView | None = None,
         replay: Replay | None = None,
         indexer_loss: IndexerLoss | None = None,
+        indexer_stride: int = 1,
+        indexer_offset: int = 0,
+        record: bool = False,
         probe: list[tuple[Tensor, Tensor | None, Tensor]] | None = None,
         logits: bool = True,
     ) -> Output:
-        """input_ids [B, S] -> Output. `sparse=False` attends densely; `logits=False` leaves the head to the caller."""
+        """input_ids [B, S] -> Output. `sparse=False` attends densely; `logits=False` leaves the head to the caller;
+        `record` returns the selected positions of a forward without cache."""
         context = self.context(
             (input_ids.shape[0], input_ids.shape[1]),
             position_ids=position_ids,
@@ -189,6 +201,9 @@ class Model(nn.Module):
             sparse=sparse,
             cache=cache,
             indexer_loss=indexer_loss,
+            indexer_stride=indexer_stride,
+            indexer_offset=indexer_offset,
+            record=record,
             probe=probe,
         )
         x = self.embed_tokens(input_ids)

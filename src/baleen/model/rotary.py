@@ -1,8 +1,8 @@
 """Rotary position embedding with YaRN.
 
-MLA rotates interleaved pairs `(x0, x1), (x2, x3)...`; the lightning indexer rotates half-split pairs `(x0, x_{d/2})...`.
-Both use the same frequencies. Only dot products of rotated vectors are ever used, so the interleaved form may return its
-dims in half-split order.
+MLA rotates interleaved pairs `(x0, x1), (x2, x3)...`; the lightning indexer rotates half-split pairs `(x0,
+x_{d/2})...`. Both use the same frequencies. Only dot products of rotated vectors are ever used, so the interleaved
+form may return its dims in half-split order.
 """
 
 # B = batch, S = tokens, R = rope dims

@@ -1,12 +1,13 @@
 """Multi-head latent attention, in its two equal forms.
 
-MHA form: keys and values are expanded from the latent for all heads; right where many queries share the keys (training).
-MQA (absorbed) form: the key expansion is folded into the query and the value expansion into the output, so that all heads
-share one latent per token; right where few queries meet a long cache (decoding), and where each query has its own set.
-`softmax(scale (q_nope . W_k c + q_rope . k_rope)) W_v c`.
+MHA form: keys and values are expanded from the latent for all heads; right where many queries share the keys
+(training). MQA (absorbed) form: the key expansion is folded into the query and the value expansion into the output,
+so that all heads share one latent per token; right where few queries meet a long cache (decoding), and where each
+query has its own set. `softmax(scale (q_nope . W_k c + q_rope . k_rope)) W_v c`.
 """
 
-# B = batch, T = queries, L = keys, H = heads, N = nope dims, R = rope dims, V = value dims, C = latent dims, K = selected
+# B = batch, T = queries, L = keys, H = heads, N = nope dims, R = rope dims, V = value dims, C = latent dims, K =
+# selected
 
 from __future__ import annotations
 
@@ -35,12 +36,14 @@ def attend_mha(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: floa
     return out.transpose(1, 2)[..., :value_width]
 
 
-def attend_mha_with_probabilities(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The same, and the head-summed, L1-normalised probabilities [B, T, L] in fp32 without gradient: the indexer's target."""
+@torch.no_grad()
+def head_probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention probabilities summed over heads and L1-normalised, [B, T, L] in fp32: what the indexer learns from.
+
+    q [B, T, H, N+R], k [B, L, H, N+R], mask [B, T, L]. Without gradient.
+    """
     logits = torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * scale
-    probabilities = torch.softmax(logits.masked_fill(~mask.unsqueeze(1), -torch.inf), dim=-1, dtype=torch.float32)
-    out = torch.matmul(probabilities.to(v.dtype), v.transpose(1, 2)).transpose(1, 2)
-    return out, probabilities.detach().mean(dim=1)
+    return torch.softmax(logits.masked_fill(~mask.unsqueeze(1), -torch.inf), dim=-1, dtype=torch.float32).mean(dim=1)
 
 
 def attend_mqa_selected(

@@ -1,8 +1,9 @@
 """Routing and the experts' computation.
 
-Gate (noaux_tc): sigmoid scores; groups ranked by the sum of their two best biased scores, `topk_group` groups kept, then
-the best experts by biased score; the mixing weights are the unbiased scores, normalised, times `routed_scaling_factor`.
-Ties go to the lower expert index, as everywhere. The experts run on tokens sorted by expert: one product per expert.
+Gate (noaux_tc): sigmoid scores; groups ranked by the sum of their two best biased scores, `topk_group` groups kept,
+then the best experts by biased score; the mixing weights are the unbiased scores, normalised, times
+`routed_scaling_factor`. Ties go to the lower expert index, as everywhere. The experts run on tokens sorted by expert:
+one product per expert.
 """
 
 # A = tokens, E = experts, G = groups, K = experts per token, D = hidden, F = expert width

@@ -38,6 +38,19 @@ def select_topk(scores: Tensor, visible: Tensor, topk: int) -> Tensor:
     return positions.masked_fill(best == torch.iinfo(torch.int64).min, -1)
 
 
+def select_topk_mask(scores: Tensor, visible: Tensor, topk: int) -> Tensor:
+    """The same selection as a bool mask [B, T, L], for attention over shared keys: a threshold instead of an order."""
+    if scores.shape[-1] <= topk:
+        return visible.expand_as(scores)
+    masked = scores.masked_fill(~visible, -torch.inf)
+    threshold = masked.topk(topk, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    above, equal = masked > threshold, (masked == threshold) & visible
+    room = topk - above.sum(-1, keepdim=True)
+    if bool((equal.sum(-1, keepdim=True) > room).any()):  # ties at the threshold: the lower positions go in
+        equal &= equal.cumsum(-1, dtype=torch.int32) <= room
+    return above | equal
+
+
 def select_topk_reference(scores: Tensor, visible: Tensor, topk: int) -> Tensor:
     """The same by a stable sort: the plain statement of the rule."""
     order = scores.masked_fill(~visible, -torch.inf).sort(dim=-1, descending=True, stable=True).indices

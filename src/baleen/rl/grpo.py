@@ -1,8 +1,8 @@
 """One step of scaled GRPO: episodes -> advantages -> samples -> packed rows -> update.
 
 Every stabiliser of the report is a switch: the ratio is against the SAMPLER's log-probabilities; `keep_routing`,
-`keep_selection` and `keep_sampling_mask` force in training what sampling decided; `delta` masks off-policy sequences with
-A < 0; `beta` weighs the unbiased KL to the reference. Group statistics leave out episodes that were not scored.
+`keep_selection` and `keep_sampling_mask` force in training what sampling decided; `delta` masks off-policy sequences
+with A < 0; `beta` weighs the unbiased KL to the reference. Group statistics leave out episodes that were not scored.
 """
 
 # N = samples, T = sampled tokens of the longest, M = sampled tokens in all

@@ -45,4 +45,4 @@ class RolloutWorker:
 
     def close(self) -> None:
         """Ends the sandbox."""
-        self.python.close()
+        asyncio.run(self.python.close())

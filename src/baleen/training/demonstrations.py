@@ -17,6 +17,9 @@ from baleen.training.batch import Batch, tree_batch
 from baleen.training.packing import pack_tree
 from baleen.training.sample import Sample, plain_sample
 
+FORWARD_TOKENS = 4096
+"""Tokens of one forward; bounds its memory."""
+
 
 def demonstration_samples(
     messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool, tokenizer: Tokenizer
@@ -32,7 +35,8 @@ def demonstration_samples(
 def demonstration_batches(
     samples: Sequence[Sample], *, row_tokens: int, tokens: int, seed: int, prompt_weight: float = 0.0
 ) -> list[Batch]:
-    """A random draw of samples, by seed, as tree rows of up to `row_tokens` that hold about `tokens` distinct tokens."""
+    """A random draw of samples, by seed, as tree rows of up to `row_tokens` that hold about `tokens` distinct
+    tokens."""
     order = np.random.default_rng(seed).permutation(len(samples))
     chosen: list[Sample] = []
     rows = max(1, tokens // row_tokens)
@@ -47,4 +51,6 @@ def demonstration_batches(
         if size >= rows * row_tokens * 1.5:
             break
     packed = pack_tree(chosen, row_tokens)[:rows]
-    return [tree_batch([row], chosen, prompt_weight=prompt_weight) for row in packed]
+    together = max(1, FORWARD_TOKENS // row_tokens)
+    groups = [packed[start : start + together] for start in range(0, len(packed), together)]
+    return [tree_batch(group, chosen, prompt_weight=prompt_weight) for group in groups]

@@ -27,6 +27,9 @@ class Objective:
     sparse: bool
     indexer_loss: IndexerLoss | None = None
     language_model: bool = True
+    indexer_stride: int = 1
+    """The KL is taken on every n-th query (a different n-th each step)."""
+
     mtp_weight: float = 0.0
     """Weight of the second-next token's loss on plain causal rows."""
 
@@ -40,7 +43,7 @@ class Loss:
     loads: list[Tensor]
 
 
-def batch_loss(model: Model, batch: Batch, objective: Objective) -> Loss:
+def batch_loss(model: Model, batch: Batch, objective: Objective, step: int = 0) -> Loss:
     """The weighted mean loss of a batch."""
     out = model(
         batch.tokens,
@@ -48,6 +51,8 @@ def batch_loss(model: Model, batch: Batch, objective: Objective) -> Loss:
         subtree_end=batch.subtree_end,
         sparse=objective.sparse,
         indexer_loss=objective.indexer_loss,
+        indexer_stride=objective.indexer_stride,
+        indexer_offset=step % objective.indexer_stride,
         logits=False,
     )
     figures: dict[str, float] = {}

@@ -1,9 +1,9 @@
 """Muon for matrices, AdamW for the rest, behind one `step`.
 
-Muon orthogonalises each matrix's momentum with a Newton-Schulz iteration (Jordan et al. 2024), so that all directions of
-a weight move at one speed; it learns this project's small tasks in about half of AdamW's tokens. Stacked experts
-[E, out, in] are E matrices, which `torch.optim.Muon` does not take, hence this form. Embeddings, the head, the router and
-vectors take AdamW.
+Muon orthogonalises each matrix's momentum with a Newton-Schulz iteration (Jordan et al. 2024), so that all directions
+of a weight move at one speed; it learns this project's small tasks in about half of AdamW's tokens. Stacked experts
+[E, out, in] are E matrices, which `torch.optim.Muon` does not take, hence this form. Embeddings, the head, the router
+and vectors take AdamW.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ NOT_MATRICES = ("embed_tokens", "lm_head", "gate.weight", "weights_proj")
 
 
 class Optimizer:
-    """Both optimisers over a model's trainable parameters. `learning_rate` is Muon's; AdamW takes `adam_ratio` of it."""
+    """Both optimisers over a model's trainable parameters. `learning_rate` is Muon's; AdamW takes `adam_ratio` of
+    it."""
 
     def __init__(
         self,
@@ -43,7 +44,8 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, learning_rate: float, *, max_norm: float = 1.0) -> float:
-        """One update from the gradients, clipped to `max_norm` in all; returns the norm before. Clears the gradients."""
+        """One update from the gradients, clipped to `max_norm` in all; returns the norm before. Clears the
+        gradients."""
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, max_norm))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}: lower the learning rate or train in float32")

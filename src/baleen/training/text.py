@@ -1,8 +1,8 @@
 """The corpus: documents from wherever the recipe points, tokens packed end to end, a held-out part for validation.
 
 The default needs no download and is real text: the running interpreter's own standard library, found through
-`sysconfig`. Otherwise a folder, `.txt`, `.jsonl` (field `text`), `.parquet` (column `text`) or the name of a Hugging Face
-data set.
+`sysconfig`. Otherwise a folder, `.txt`, `.jsonl` (field `text`), `.parquet` (column `text`) or the name of a Hugging
+Face data set.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def documents(corpus: str | None, max_bytes: int) -> list[str]:
             break
     if len(kept) < HELD_OUT:
         raise CorpusError(
-            f"corpus {corpus or 'standard library'} holds {len(kept)} documents; at least {HELD_OUT} are needed so that "
+            f"corpus {corpus or 'standard library'} holds {len(kept)} documents; at least {HELD_OUT} are needed "
+            "so that "
             "some can be held out: give more text, or text in more files"
         )
     return kept
@@ -109,6 +110,6 @@ def _hub_dataset(name: str) -> Iterator[str]:
         ) from error
     try:
         stream = datasets.load_dataset(name, split="train", streaming=True)
-    except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen kinds; all mean the same to the user
+    except Exception as error:
         raise CorpusError(f"corpus {name!r} is neither a file nor a data set that can be loaded: {error}") from error
     yield from (row["text"] for row in stream)

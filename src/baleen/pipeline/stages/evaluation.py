@@ -1,4 +1,5 @@
-"""The last stages: held-out tasks for every checkpoint, the gap between sampler and trainer, the final folder, the page."""
+"""The last stages: held-out tasks for every checkpoint, the gap between sampler and trainer, the final folder, the
+page."""
 
 from __future__ import annotations
 
