@@ -1,0 +1,131 @@
+"""One network, whatever the shape of the call: whole, in chunks, token by token, dense, sparse, in bf16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from baleen.model.cache import CacheView, LatentCache
+from tiny import tiny_model
+
+IDS = torch.randint(0, 120, (2, 44), generator=torch.Generator().manual_seed(0))
+
+
+def through_the_cache(model, cuts, slots=(0, 1), sparse=None):
+    """Logits [B, S, V] of IDS fed in pieces that end at `cuts`."""
+    cache = LatentCache(model.config, 3, 64, torch.float32)
+    parts, start = [], 0
+    for end in cuts:
+        positions = torch.arange(start, end).expand(2, -1)
+        view = CacheView(cache, torch.tensor(slots), positions, end)
+        parts.append(model(IDS[:, start:end], cache=view, sparse=sparse).logits)
+        start = end
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("slots", [(0, 1), (2, 0)])
+@pytest.mark.parametrize(
+    "cuts",
+    [[44], [5, 6, 20, 44], [*range(1, 45)], [30, *range(31, 45)]],
+    ids=["prefill", "chunked prefill", "decode", "prefill then decode"],
+)
+@torch.no_grad()
+def test_the_cache_gives_the_whole_forward_s_logits(cuts, slots, sparse):
+    model = tiny_model()
+    whole = model(IDS, sparse=sparse).logits
+    torch.testing.assert_close(through_the_cache(model, cuts, slots, sparse), whole, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_recorded_forward_selects_what_decoding_selects_and_says_the_same():
+    model = tiny_model()
+    recorded = model(IDS, record=True)
+    torch.testing.assert_close(recorded.logits, model(IDS).logits, atol=1e-6, rtol=0)
+    cache = LatentCache(model.config, 2, 64, torch.float32)
+    model(IDS[:, :-1], cache=CacheView(cache, torch.arange(2), torch.arange(43).expand(2, -1), 43))
+    last = model(IDS[:, -1:], cache=CacheView(cache, torch.arange(2), torch.full((2, 1), 43), 44))
+    for whole, decoded in zip(recorded.selected, last.selected, strict=True):
+        assert torch.equal(whole[:, -1], decoded[:, 0])
+
+
+@torch.no_grad()
+def test_a_copied_prefix_serves_another_sequence():
+    model = tiny_model()
+    cache = LatentCache(model.config, 2, 64, torch.float32)
+    model(IDS[:1], cache=CacheView(cache, torch.tensor([0]), torch.arange(44)[None], 44))
+    cache.copy_prefix(0, 1, 30)
+    tail = torch.cat((IDS[:1, :30], IDS[1:, 30:]), 1)
+    out = model(tail[:, 30:], cache=CacheView(cache, torch.tensor([1]), torch.arange(30, 44)[None], 44))
+    torch.testing.assert_close(out.logits, model(tail).logits[:, 30:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_no_token_sees_the_future():
+    model = tiny_model()
+    changed = IDS.clone()
+    changed[:, 30:] = (changed[:, 30:] + 1) % 120
+    torch.testing.assert_close(model(changed).logits[:, :30], model(IDS).logits[:, :30], atol=1e-6, rtol=0)
+
+
+def gradients(model, loss):
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+
+@pytest.mark.parametrize("form", ["dense", "selected"])
+def test_the_indexer_learns_from_its_kl_alone_and_nothing_else_does(form):
+    model = tiny_model()
+    out = model(IDS, sparse=form == "selected", indexer_loss=form)
+    assert len(out.indexer_kl) == 3
+    assert all(kl.shape == IDS.shape for kl in out.indexer_kl)
+    touched = gradients(model, torch.stack(out.indexer_kl).mean())
+    indexer = {name for name, _ in model.named_parameters() if ".indexer." in name and not name.startswith("mtp.")}
+    assert touched == indexer
+
+
+@pytest.mark.parametrize("indexer_loss", [None, "selected"])
+def test_the_language_loss_gives_the_indexer_nothing(indexer_loss):
+    model = tiny_model()
+    touched = gradients(model, model(IDS, indexer_loss=indexer_loss).logits.logsumexp(-1).mean())
+    assert not any(".indexer." in name for name in touched)
+    assert "embed_tokens.weight" in touched
+    assert "layers.2.mlp.gate.weight" in touched
+
+
+@torch.no_grad()
+def test_the_strided_kl_is_every_nth_query_of_the_whole():
+    model = tiny_model()
+    whole = model(IDS, indexer_loss="selected").indexer_kl
+    for offset in range(3):
+        part = model(IDS, indexer_loss="selected", indexer_stride=3, indexer_offset=offset).indexer_kl
+        for some, every in zip(part, whole, strict=True):
+            torch.testing.assert_close(some, every[:, offset::3], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_bf16_products_stay_close_and_leave_the_parameters_alone():
+    model = tiny_model()
+    exact = model(IDS, sparse=False).logits
+    rough = model.set_compute_dtype(torch.bfloat16)(IDS, sparse=False).logits
+    assert rough.dtype == torch.float32
+    assert model.compute_dtype == torch.bfloat16
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    # A few tokens change experts when scores are rounded; the typical logit must not move.
+    assert 0 < (rough - exact).abs().median() < 0.02 * exact.std()
+    assert torch.equal(model.set_compute_dtype(None)(IDS, sparse=False).logits, exact)
+
+
+def test_a_cast_follows_its_parameter():
+    model = tiny_model().set_compute_dtype(torch.bfloat16)
+    with torch.no_grad():
+        before = model(IDS).logits
+        model.lm_head.weight.mul_(2.0)
+        torch.testing.assert_close(model(IDS).logits, 2 * before)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    first, second, other = tiny_model(3), tiny_model(3), tiny_model(4)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
