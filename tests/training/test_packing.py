@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baleen.training.packing import loss_entries, pack_tree
 from baleen.rl.samples import Sample, SampleError
+from baleen.training.packing import loss_entries, pack_tree
 
 
 def recorded(tokens, rng=None):

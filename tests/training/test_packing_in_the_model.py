@@ -6,8 +6,8 @@ import torch
 
 from baleen.model.config import ModelConfig
 from baleen.model.network import Model, Replay
-from baleen.training.packing import pack_tree
 from baleen.rl.samples import Sample
+from baleen.training.packing import pack_tree
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -50,7 +50,7 @@ def ascending(selected):
 
 def scored_alone(model, tokens):
     with torch.no_grad():
-        out = model(torch.tensor(tokens)[None].long())
+        out = model(torch.tensor(tokens)[None].long(), record=True)
     experts = torch.stack(out.experts, 2)[0, :-1].numpy().astype(np.int16)
     selected = ascending(torch.stack(out.selected, 2)[0, :-1].numpy())
     size = len(tokens)
