@@ -12,6 +12,7 @@ from baleen.chat.tokenizer import Tokenizer
 from baleen.synthesis.catalogue import synthesise
 from baleen.synthesis.trajectories import demonstrate, offered_tools
 from baleen.training.demonstrations import demonstration_batches, demonstration_samples
+from baleen.training.sample import plain_sample
 
 TOOLS = [ToolSpec(function={"name": "depth_of", "description": "Depth", "parameters": {"type": "object"}})]
 USER = Message(role="user", content="How deep does Ada dive?")
@@ -89,3 +90,18 @@ def test_every_trained_prediction_is_a_sampled_token(many):
     for batch in demonstration_batches(many, row_tokens=longest, tokens=longest, seed=0):
         assert set(batch.target.tolist()) <= said
         assert batch.weight.eq(1.0).all()
+
+
+def test_every_kind_of_sample_is_drawn_alike_wherever_its_tokens_sort():
+    rng = np.random.default_rng(0)
+    samples = [
+        plain_sample([0, kind, *rng.integers(20, 99, 18).tolist()], [False] * 10 + [True] * 10)
+        for kind in range(10)
+        for _ in range(30)
+    ]
+    drawn = np.zeros(10)
+    for seed in range(100):
+        for batch in demonstration_batches(samples, row_tokens=60, tokens=180, seed=seed):
+            kinds = batch.tokens[batch.position_ids == 1]
+            drawn += np.bincount(kinds[kinds < 10].numpy(), minlength=10)
+    assert drawn.min() > 0.6 * drawn.mean()

@@ -37,7 +37,8 @@ def demonstration_batches(
 ) -> list[Batch]:
     """A random draw of samples, by seed, as tree rows of up to `row_tokens` that hold about `tokens` distinct
     tokens."""
-    order = np.random.default_rng(seed).permutation(len(samples))
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(samples))
     chosen: list[Sample] = []
     rows = max(1, tokens // row_tokens)
     size = 0
@@ -50,7 +51,10 @@ def demonstration_batches(
         size += int(sample.sampled.sum()) * 2
         if size >= rows * row_tokens * 1.5:
             break
-    packed = pack_tree(chosen, row_tokens)[:rows]
+    packed = pack_tree(chosen, row_tokens)
+    # Rows stand in the order of their tokens: the first ones would be the same environments at every step.
+    kept = np.sort(random.permutation(len(packed))[:rows])
+    packed = [packed[index] for index in kept]
     together = max(1, FORWARD_TOKENS // row_tokens)
     groups = [packed[start : start + together] for start in range(0, len(packed), together)]
     return [tree_batch(group, chosen, prompt_weight=prompt_weight) for group in groups]
