@@ -26,7 +26,7 @@ NAMED_BY_THE_SYSTEM = (FileNotFoundError, FileExistsError, NotADirectoryError, P
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     began = time.perf_counter()
-    options = build_parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         return int(options.command(options, began) or 0)
     except KeyboardInterrupt:
@@ -40,6 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"baleen: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options. Overrides may stand behind `--out` too, where argparse alone would not know them any more."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(part.startswith("-") for part in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:

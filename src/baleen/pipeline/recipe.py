@@ -99,6 +99,9 @@ class TrainSection(Section):
     sequence_length: int = Field(default=512, gt=0, description="tokens per text sequence")
     tree_length: int = Field(default=1536, gt=0, description="tokens per row of demonstrations that share prefixes")
     tools_share: float = Field(default=0.5, ge=0, le=1, description="share of the tokens that are demonstrations")
+    tools_block: bool = Field(
+        default=True, description="whether demonstrations open with their tools; without, shorter"
+    )
     mtp_weight: float = Field(default=0.0, ge=0, description="weight of the multi-token-prediction loss on text")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")

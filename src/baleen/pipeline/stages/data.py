@@ -77,13 +77,24 @@ def load_stream(context: StageContext, name: str) -> np.ndarray:
     return np.load(context.artefact("tokenizer", f"{name}.npy"))
 
 
-def demonstrations(context: StageContext, tokenizer: Tokenizer, difficulties: tuple[int, ...]) -> list[Sample]:
-    """Solution-derived trajectories of the training tasks, as samples."""
+def demonstrations(
+    context: StageContext,
+    tokenizer: Tokenizer,
+    difficulties: tuple[int, ...] = (1, 2, 3, 4),
+    *,
+    tools_block: bool = True,
+) -> list[Sample]:
+    """Solution-derived trajectories of the training tasks, as samples.
+
+    `tools_block=False` leaves the offered tools out of the text: a third of the tokens, for learning the conversation
+    itself.
+    """
     samples: list[Sample] = []
     for task in load_tasks(context).train:
         if task.difficulty in difficulties:
             messages = demonstrate(task, random.Random(f"{context.recipe.run.seed}/{task.id}"))
-            samples += demonstration_samples(messages, offered_tools(task), task.thinking, tokenizer)
+            offered = offered_tools(task) if tools_block else []
+            samples += demonstration_samples(messages, offered, task.thinking, tokenizer)
     return samples
 
 

@@ -179,7 +179,7 @@ def course(section: TrainSection) -> Schedule:
 def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Tokenizer) -> Callable[[int], list[Batch]]:
     """Text rows and tree rows of demonstrations in the section's shares; step -> its batches."""
     stream = data.load_stream(context, "train")
-    samples = data.demonstrations(context, tokenizer, (1, 2, 3, 4)) if section.tools_share else []
+    samples = data.demonstrations(context, tokenizer, tools_block=section.tools_block) if section.tools_share else []
     text_tokens = int(section.tokens_per_step * (1 - section.tools_share))
     tool_tokens = section.tokens_per_step - text_tokens
     rows = max(1, text_tokens // section.sequence_length)
