@@ -49,8 +49,8 @@ def command(tmp_path_factory):
         (corpus / f"{place:02d}.txt").write_text("\n".join(lines))
     overrides = [f"{section}.{key}={value}" for section, keys in SIZES.items() for key, value in keys.items()]
 
-    def build(out: Path, *more: str) -> list[str]:
-        given = [f"corpus.path={corpus}", *overrides, *more]
+    def build(out: Path) -> list[str]:
+        given = [f"corpus.path={corpus}", *overrides]
         return [sys.executable, "-m", "baleen", "run", "micro", *given, "--out", str(out)]
 
     return build
@@ -169,7 +169,7 @@ def test_a_run_folder_of_another_recipe_is_refused_and_left_alone(whole, command
     copy = tmp_path / "run"
     copy.mkdir()
     shutil.copyfile(whole / "recipe.json", copy / "recipe.json")
-    done = subprocess.run(command(copy, "run.seed=5"), capture_output=True, text=True, check=False)
+    done = subprocess.run([*command(copy), "run.seed=5"], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "run.seed: 0 there, 5 asked" in done.stderr
     assert [file.name for file in copy.iterdir()] == ["recipe.json"]
