@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model
 
 from baleen.engine.engine import Engine, EngineError
 from baleen.engine.sampler import SamplingParams
 from baleen.model.network import Replay
+from tiny import tiny_model
 
 
 def prompts(count, seed=0, low=5, high=60):
