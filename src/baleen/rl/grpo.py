@@ -175,6 +175,7 @@ def _row_loss(
     loss, metrics = grpo_loss(
         scored.logp, old, logp_ref, advantages, mask, clip=config.clip, beta=config.beta, delta=config.delta
     )
+    metrics.pop("tokens")  # the stage counts what was sampled, over all rows
     return loss, metrics | {"entropy": scored.entropy}
 
 
