@@ -148,10 +148,20 @@ def _quality_cards(run: RunFolder) -> list[Card]:
             "Attention mass held",
             percent(held),
             f"oracle {percent(oracle)} · recent {percent(mass.get('recent'))} · random {percent(mass.get('random'))}",
-            "target ≥ 95% of the oracle",
-            _met(True, held, MASS_TARGET),
+            "target ≥ 95% of the oracle, at least half the way from recent or random to it",
+            _met(True, held, MASS_TARGET) and _beats_the_floor(mass),
         ),
     ]
+
+
+def _beats_the_floor(mass: dict[str, float | None]) -> bool:
+    """Whether the selection lies well above what needs no indexer. Where attention is even, any selection of a size
+    holds as much as the oracle's, and nothing was learned."""
+    selected, oracle, recent, random = (mass.get(name) for name in ("selected", "oracle", "recent", "random"))
+    if selected is None or oracle is None or recent is None or random is None:
+        return False
+    floor = max(recent, random)
+    return selected - floor >= 0.5 * (oracle - floor)
 
 
 def _cost_cards(run: RunFolder) -> list[Card]:
