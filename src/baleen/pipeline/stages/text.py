@@ -17,6 +17,7 @@ from baleen.evaluation.sparsity import measure_sparsity, text_loss
 from baleen.model.checkpoint import load_model, save_model
 from baleen.model.config import ModelConfig
 from baleen.model.network import Model
+from baleen.pipeline.estimate import count_parameters
 from baleen.pipeline.recipe import Recipe, TrainSection
 from baleen.pipeline.stage import StageContext
 from baleen.pipeline.stages import data
@@ -65,8 +66,8 @@ class PretrainStage:
             lambda: {"validation_loss": text_loss(model, validation, sparse=False)},
         )
         save_model(model, context.folder / "model", tokenizer=data.tokenizer_folder(context))
-        total = sum(parameter.numel() for parameter in model.parameters())
-        return {**result, "run_summary": {"parameters": {"total": total}}}
+        parameters = count_parameters(model.config)
+        return {**result, "run_summary": {"parameters": {"total": parameters.total, "active": parameters.active}}}
 
 
 class IndexerWarmupStage:
