@@ -65,7 +65,10 @@ def test_no_token_sees_the_future():
     model = tiny_model()
     changed = IDS.clone()
     changed[:, 30:] = (changed[:, 30:] + 1) % 120
-    torch.testing.assert_close(model(changed).logits[:, :30], model(IDS).logits[:, :30], atol=1e-6, rtol=0)
+    before, after = model(IDS).logits, model(changed).logits
+    # Other tokens after position 30 make other groups of experts, whose products round differently in the last bits.
+    torch.testing.assert_close(after[:, :30], before[:, :30], atol=1e-5, rtol=0)
+    assert (after[:, 30:] - before[:, 30:]).abs().amax(dim=(0, 2)).min() > 1e-2  # what is seen does change
 
 
 def gradients(model, loss):
