@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from baleen.agent.policy import Completion, FinishReason, Sampling
 from baleen.chat.encoding import segments
 from baleen.chat.messages import Message, ToolSpec
-from baleen.chat.parser import StreamParser, parse
+from baleen.chat.parser import parse
 from baleen.chat.tokenizer import Tokenizer
 from baleen.engine.engine import Engine
 from baleen.engine.sampler import SamplingParams
@@ -120,19 +120,3 @@ class EnginePolicy:
                 if not future.done():
                     future.set_exception(error)
             raise
-
-
-def stream_turn(policy: EnginePolicy, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling):  # type: ignore[no-untyped-def]  # noqa: ANN201
-    """Yields `Delta`s while one turn is generated, then the `Completion`. For one conversation at a terminal."""
-    prompt = policy.prompt(messages, tools, sampling.thinking)
-    parser = StreamParser(thinking=sampling.thinking, tools=list(tools))
-    room = policy.engine.max_tokens - len(prompt)
-    running = policy.engine.submit(prompt, policy.params(sampling, max(1, room)))
-    sent = ""
-    while policy.engine.busy:
-        policy.engine.step()
-        text = policy.tokenizer.decode(running.tokens)
-        if not text.endswith("\ufffd"):  # half of a character
-            yield parser.feed(text[len(sent) :])
-            sent = text
-    yield policy.read(running, tools, sampling.thinking)

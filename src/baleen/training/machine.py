@@ -1,7 +1,7 @@
 """How this process uses the machine: threads, and memory that is kept instead of given back after every step.
 
 Training allocates the same large tensors again and again. glibc returns each of them to the kernel and pays for zeroed
-pages on the next step; raising its thresholds made a training step 1.2 to 1.4 times faster here.
+pages on the next step; raised thresholds keep them (docs/experiments.md has the timings).
 """
 
 from __future__ import annotations

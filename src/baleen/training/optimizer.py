@@ -1,7 +1,7 @@
 """Muon for matrices, AdamW for the rest, behind one `step`.
 
 Muon orthogonalises each matrix's momentum with a Newton-Schulz iteration (Jordan et al. 2024), so that all directions
-of a weight move at one speed; it learns this project's small tasks in about half of AdamW's tokens. Stacked experts
+of a weight move at one speed. Stacked experts
 [E, out, in] are E matrices, which `torch.optim.Muon` does not take, hence this form. Embeddings, the head, the router
 and vectors take AdamW.
 """
