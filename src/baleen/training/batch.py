@@ -34,6 +34,9 @@ class Batch:
     sample: Tensor | None = None
     """[M] which sample a prediction belongs to, and `slot` [M] its place among the sample's sampled tokens."""
 
+    kind: str = ""
+    """What the rows are; the log then shows their loss on its own."""
+
     slot: Tensor | None = None
 
     @property
@@ -48,7 +51,7 @@ def text_batch(rows: np.ndarray) -> Batch:
     count, length = tokens.shape
     source = (torch.arange(count).unsqueeze(1) * length + torch.arange(length - 1)).flatten()
     target = tokens[:, 1:].flatten()
-    return Batch(tokens, source, target, torch.ones(len(target)))
+    return Batch(tokens, source, target, torch.ones(len(target)), kind="text")
 
 
 def tree_batch(
@@ -92,6 +95,7 @@ def tree_batch(
         position_ids=positions,
         subtree_end=ends,
         replay=_replay(rows, length, keep_routing, keep_selection),
+        kind="tools",
         sample=torch.from_numpy(np.concatenate(owners)),
         slot=torch.from_numpy(np.concatenate(slots)),
     )

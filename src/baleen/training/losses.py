@@ -60,8 +60,10 @@ def batch_loss(model: Model, batch: Batch, objective: Objective, step: int = 0) 
     if objective.language_model:
         loss = -_weighted_mean(logprobs(model, out.hidden, batch), batch.weight)
         figures["loss"] = float(loss.detach())
+        if batch.kind:
+            figures[f"{batch.kind}_loss"] = figures["loss"]
         total = total + loss
-    if objective.mtp_weight and model.mtp is not None and batch.subtree_end is None:
+    if objective.mtp_weight and model.mtp is not None and batch.kind == "text":
         loss = _second_token_loss(model, out, batch)
         figures["mtp_loss"] = float(loss.detach())
         total = total + objective.mtp_weight * loss

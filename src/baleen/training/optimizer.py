@@ -30,7 +30,7 @@ class Optimizer:
         parameters: Iterable[tuple[str, nn.Parameter]],
         *,
         momentum: float = 0.95,
-        adam_ratio: float = 0.3,
+        adam_ratio: float = 1.0,
         weight_decay: float = 0.01,
     ) -> None:
         named = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from baleen.chat.markup import SPECIAL_TOKENS
 from baleen.chat.tokenizer import Tokenizer
 from baleen.evaluation.sparsity import measure_sparsity, text_loss
 from baleen.model.checkpoint import load_model, save_model
@@ -29,6 +30,7 @@ from baleen.training.losses import Objective
 from baleen.training.machine import prepare_machine
 from baleen.training.needles import plant_in_rows
 from baleen.training.records import write_json_atomic
+from baleen.training.repeats import repeat_batch
 from baleen.training.sample import Sample
 
 VALIDATION_ROWS = 16
@@ -178,11 +180,12 @@ def course(section: TrainSection) -> Schedule:
 
 
 def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Tokenizer) -> Callable[[int], list[Batch]]:
-    """Text rows and tree rows of demonstrations in the section's shares; step -> its batches."""
+    """Text rows, tree rows of demonstrations and repeats in the section's shares; step -> its batches."""
     stream = data.load_stream(context, "train")
     samples = data.demonstrations(context, tokenizer, tools_block=section.tools_block) if section.tools_share else []
-    text_tokens = int(section.tokens_per_step * (1 - section.tools_share))
-    tool_tokens = section.tokens_per_step - text_tokens
+    tool_tokens = int(section.tokens_per_step * section.tools_share)
+    repeat_tokens = int(section.tokens_per_step * section.repeats_share)
+    text_tokens = section.tokens_per_step - tool_tokens - repeat_tokens
     rows = max(1, text_tokens // section.sequence_length)
     per_forward = max(1, MICRO_TOKENS // section.sequence_length)
     root = context.recipe.run.seed * 1_000_003
@@ -193,8 +196,10 @@ def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Token
         made = [text_batch(drawn[i : i + per_forward]) for i in range(0, rows, per_forward)]
         if samples:
             made += demonstration_batches(
-                samples, row_tokens=section.tree_length, tokens=tool_tokens, seed=root + step, prompt_weight=0.3
+                samples, row_tokens=section.tree_length, tokens=tool_tokens, seed=root + step, prompt_weight=0.1
             )
+        if repeat_tokens:
+            made.append(repeat_batch(repeat_tokens, len(SPECIAL_TOKENS), len(tokenizer), root + step))
         return made
 
     return batches

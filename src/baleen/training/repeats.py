@@ -1,0 +1,37 @@
+"""Rows that only copying can predict: a random segment of tokens, said over and over.
+
+A call repeats a name from the question, an answer repeats a number from a result. The heads that copy (one layer finds
+the previous token, a later one what followed it before; Olsson et al. 2022) come out of text after very many tokens,
+since little of it can be predicted by copying alone. Here all of it is, so they come within a few hundred small steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from baleen.training.batch import Batch
+
+ROW_TOKENS = 64
+SHORTEST, LONGEST = 6, 24
+"""Tokens of a segment; a row says it at least twice."""
+
+
+def repeat_batch(tokens: int, first: int, vocabulary: int, seed: int) -> Batch:
+    """About `tokens` tokens as rows [B, 64] of random ids in [first, vocabulary); trained from the second time on."""
+    random = np.random.default_rng(seed)
+    count = max(1, tokens // ROW_TOKENS)
+    periods = random.integers(SHORTEST, LONGEST + 1, size=count)
+    segments = random.integers(first, vocabulary, size=(count, LONGEST))
+    places = np.arange(ROW_TOKENS)
+    rows = np.take_along_axis(segments, places % periods[:, None], axis=1)
+    # The first token of the second time is where the repetition starts: nothing tells it yet.
+    trained = places[1:] > periods[:, None]
+    source = np.arange(count)[:, None] * ROW_TOKENS + places[:-1]
+    return Batch(
+        torch.from_numpy(rows),
+        torch.from_numpy(source[trained]),
+        torch.from_numpy(rows[:, 1:][trained]),
+        torch.ones(int(trained.sum())),
+        kind="repeats",
+    )
