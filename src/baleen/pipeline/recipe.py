@@ -100,6 +100,7 @@ class TrainSection(Section):
     tree_length: int = Field(default=1536, gt=0, description="tokens per row of demonstrations that share prefixes")
     tools_share: float = Field(default=0.5, ge=0, le=1, description="share of the tokens that are demonstrations")
     repeats_share: float = Field(default=0.0, ge=0, le=1, description="share of the tokens that are repeated segments")
+    repeats_steps: int = Field(default=0, ge=0, description="leading steps that are repeated segments alone")
     tools_block: bool = Field(
         default=True, description="whether demonstrations open with their tools; without, shorter"
     )

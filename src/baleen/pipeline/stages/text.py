@@ -191,6 +191,8 @@ def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Token
     root = context.recipe.run.seed * 1_000_003
 
     def batches(step: int) -> list[Batch]:
+        if step < section.repeats_steps:
+            return [repeat_batch(section.tokens_per_step, len(SPECIAL_TOKENS), root + step)]
         drawn = text.rows(stream, rows, section.sequence_length, root + step)
         drawn = plant_in_rows(drawn, NEEDLE_SHARE, tokenizer, root + step)
         made = [text_batch(drawn[i : i + per_forward]) for i in range(0, rows, per_forward)]
@@ -199,7 +201,7 @@ def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Token
                 samples, row_tokens=section.tree_length, tokens=tool_tokens, seed=root + step, prompt_weight=0.1
             )
         if repeat_tokens:
-            made.append(repeat_batch(repeat_tokens, len(SPECIAL_TOKENS), len(tokenizer), root + step))
+            made.append(repeat_batch(repeat_tokens, len(SPECIAL_TOKENS), root + step))
         return made
 
     return batches
