@@ -1,0 +1,40 @@
+"""Repeated segments: periodic rows, trained only where copying predicts."""
+
+import numpy as np
+import torch
+
+from baleen.training.repeats import ALPHABET, LONGEST, ROW_TOKENS, SHORTEST, repeat_batch
+
+FIRST = 8
+
+
+def period(row: np.ndarray) -> int:
+    return next(p for p in range(1, ROW_TOKENS) if (row[p:] == row[:-p]).all())
+
+
+def test_rows_repeat_a_segment_of_the_alphabet() -> None:
+    rows = repeat_batch(2048, FIRST, 0).tokens.numpy()
+    assert rows.shape == (2048 // ROW_TOKENS, ROW_TOKENS)
+    assert rows.min() >= FIRST
+    assert rows.max() < FIRST + ALPHABET
+    periods = {period(row) for row in rows}
+    assert min(periods) >= SHORTEST
+    assert max(periods) <= LONGEST
+    assert len(periods) > 5
+
+
+def test_every_trained_token_stood_one_period_before_behind_the_same_token() -> None:
+    batch = repeat_batch(1024, FIRST, 3)
+    flat = batch.tokens.flatten()
+    for source, target in zip(batch.source.tolist(), batch.target.tolist(), strict=True):
+        row, place = divmod(source, ROW_TOKENS)
+        back = period(batch.tokens[row].numpy())
+        assert flat[source + 1] == target
+        assert place >= back
+        assert flat[source + 1 - back] == target
+        assert flat[source - back] == flat[source]
+
+
+def test_the_seed_decides() -> None:
+    assert torch.equal(repeat_batch(512, FIRST, 5).tokens, repeat_batch(512, FIRST, 5).tokens)
+    assert not torch.equal(repeat_batch(512, FIRST, 5).tokens, repeat_batch(512, FIRST, 6).tokens)
