@@ -5,7 +5,7 @@ import torch
 
 from baleen.training.repeats import ALPHABET, LONGEST, ROW_TOKENS, SHORTEST, repeat_batch
 
-FIRST = 8
+IDS = range(8, 8 + ALPHABET)
 
 
 def period(row: np.ndarray) -> int:
@@ -13,10 +13,10 @@ def period(row: np.ndarray) -> int:
 
 
 def test_rows_repeat_a_segment_of_the_alphabet() -> None:
-    rows = repeat_batch(2048, FIRST, 0).tokens.numpy()
+    rows = repeat_batch(2048, IDS, 0).tokens.numpy()
     assert rows.shape == (2048 // ROW_TOKENS, ROW_TOKENS)
-    assert rows.min() >= FIRST
-    assert rows.max() < FIRST + ALPHABET
+    assert rows.min() >= IDS.start
+    assert rows.max() < IDS.stop
     periods = {period(row) for row in rows}
     assert min(periods) >= SHORTEST
     assert max(periods) <= LONGEST
@@ -24,7 +24,7 @@ def test_rows_repeat_a_segment_of_the_alphabet() -> None:
 
 
 def test_every_trained_token_stood_one_period_before_behind_the_same_token() -> None:
-    batch = repeat_batch(1024, FIRST, 3)
+    batch = repeat_batch(1024, IDS, 3)
     flat = batch.tokens.flatten()
     for source, target in zip(batch.source.tolist(), batch.target.tolist(), strict=True):
         row, place = divmod(source, ROW_TOKENS)
@@ -36,5 +36,5 @@ def test_every_trained_token_stood_one_period_before_behind_the_same_token() -> 
 
 
 def test_the_seed_decides() -> None:
-    assert torch.equal(repeat_batch(512, FIRST, 5).tokens, repeat_batch(512, FIRST, 5).tokens)
-    assert not torch.equal(repeat_batch(512, FIRST, 5).tokens, repeat_batch(512, FIRST, 6).tokens)
+    assert torch.equal(repeat_batch(512, IDS, 5).tokens, repeat_batch(512, IDS, 5).tokens)
+    assert not torch.equal(repeat_batch(512, IDS, 5).tokens, repeat_batch(512, IDS, 6).tokens)

@@ -2,7 +2,8 @@
 
 Two readings of the same vocabulary live side by side. In the special one, `<｜User｜>` is a token; in the plain one it
 is nothing but its characters, so text from outside can never forge a turn. Digits are split singly, whatever stands
-beside them, so a number is copied digit by digit. Segments are tokenised one by one: what the model sampled never
+beside them, so a number is copied digit by digit; spaces stand alone, so a word is the same tokens in a sentence, in
+quotes and in a call. Segments are tokenised one by one: what the model sampled never
 merges with what it was given, and boundaries in training are those of sampling.
 """
 
@@ -51,7 +52,7 @@ class Tokenizer:
         where the texts hold fewer pairs.
         """
         from tokenizers import Tokenizer as Backend
-        from tokenizers import decoders, models, pre_tokenizers, trainers
+        from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         least = len(SPECIAL_TOKENS) + len(alphabet)
@@ -59,7 +60,11 @@ class Tokenizer:
             raise TokenizerError(f"vocab_size is {vocab_size}; special tokens and bytes alone need {least}")
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.Split(Regex(" +"), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
         )
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(

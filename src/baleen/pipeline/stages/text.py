@@ -30,7 +30,7 @@ from baleen.training.losses import Objective
 from baleen.training.machine import prepare_machine
 from baleen.training.needles import plant_in_rows
 from baleen.training.records import write_json_atomic
-from baleen.training.repeats import repeat_batch
+from baleen.training.repeats import ALPHABET, repeat_batch
 from baleen.training.sample import Sample
 
 VALIDATION_ROWS = 16
@@ -189,10 +189,11 @@ def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Token
     rows = max(1, text_tokens // section.sequence_length)
     per_forward = max(1, MICRO_TOKENS // section.sequence_length)
     root = context.recipe.run.seed * 1_000_003
+    every = range(len(SPECIAL_TOKENS), len(tokenizer))
 
     def batches(step: int) -> list[Batch]:
         if step < section.repeats_steps:
-            return [repeat_batch(section.tokens_per_step, len(SPECIAL_TOKENS), root + step)]
+            return [repeat_batch(section.tokens_per_step, every[:ALPHABET], root + step)]
         drawn = text.rows(stream, rows, section.sequence_length, root + step)
         drawn = plant_in_rows(drawn, NEEDLE_SHARE, tokenizer, root + step)
         made = [text_batch(drawn[i : i + per_forward]) for i in range(0, rows, per_forward)]
@@ -201,7 +202,7 @@ def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Token
                 samples, row_tokens=section.tree_length, tokens=tool_tokens, seed=root + step, prompt_weight=0.1
             )
         if repeat_tokens:
-            made.append(repeat_batch(repeat_tokens, len(SPECIAL_TOKENS), root + step))
+            made.append(repeat_batch(repeat_tokens, every, root + step))
         return made
 
     return batches
