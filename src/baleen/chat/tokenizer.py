@@ -51,8 +51,8 @@ class Tokenizer:
         The vocabulary is at most `vocab_size`: special tokens first, then the 256 bytes, then merges. It stays smaller
         where the texts hold fewer pairs.
         """
-        from tokenizers import Tokenizer as Backend
         from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+        from tokenizers import Tokenizer as Backend
 
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         least = len(SPECIAL_TOKENS) + len(alphabet)

@@ -14,7 +14,7 @@ from baleen.training.batch import Batch
 
 ROW_TOKENS = 64
 SHORTEST, LONGEST = 16, 32
-"""Tokens of a segment; a row says it about twice. Segments under 16 tokens teach slower: there, knowing which tokens the
+"""Tokens of a segment; a row says it about twice. Under 16 they teach slower: there, knowing which tokens the
 row holds is nearly as good as copying."""
 
 ALPHABET = 64
