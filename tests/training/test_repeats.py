@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from baleen.training.repeats import ALPHABET, LONGEST, ROW_TOKENS, SHORTEST, repeat_batch
+from baleen.training.repeats import ALPHABET, LONGEST, ROW_TOKENS, SHORTEST, alphabet, repeat_batch
 
 IDS = range(8, 8 + ALPHABET)
 
@@ -38,3 +38,12 @@ def test_every_trained_token_stood_one_period_before_behind_the_same_token() -> 
 def test_the_seed_decides() -> None:
     assert torch.equal(repeat_batch(512, IDS, 5).tokens, repeat_batch(512, IDS, 5).tokens)
     assert not torch.equal(repeat_batch(512, IDS, 5).tokens, repeat_batch(512, IDS, 6).tokens)
+
+
+def test_the_alphabet_grows_to_the_whole_vocabulary() -> None:
+    every = range(8, 2048)
+    sizes = [len(alphabet(every, step)) for step in range(0, 900, 50)]
+    assert sizes[0] == ALPHABET
+    assert sizes == sorted(sizes)
+    assert alphabet(every, 899) == every
+    assert alphabet(every, 10**6) == every

@@ -19,7 +19,17 @@ row holds is nearly as good as copying."""
 
 ALPHABET = 64
 """How many different tokens to begin with. Over all 2,048 nothing is learned in a few hundred steps, since each is seen
-too seldom; once copying is there, the whole vocabulary teaches it to the other tokens."""
+too seldom."""
+
+GROWTH_STARTS, DOUBLING_STEPS = 350, 60
+"""Once copying is there the alphabet doubles every so many steps: heads that learned on 64 directions of the embedding
+space know no others."""
+
+
+def alphabet(every: range, step: int) -> range:
+    """The tokens of step `step`'s repeats: the first 64 of `every`, later ever more of them."""
+    doublings = max(0, step - GROWTH_STARTS) / DOUBLING_STEPS
+    return every[: int(ALPHABET * 2 ** min(doublings, 20.0))]
 
 
 def repeat_batch(tokens: int, ids: range, seed: int) -> Batch:

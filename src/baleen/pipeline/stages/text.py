@@ -30,7 +30,7 @@ from baleen.training.losses import Objective
 from baleen.training.machine import prepare_machine
 from baleen.training.needles import plant_in_rows
 from baleen.training.records import write_json_atomic
-from baleen.training.repeats import ALPHABET, repeat_batch
+from baleen.training.repeats import alphabet, repeat_batch
 from baleen.training.sample import Sample
 
 VALIDATION_ROWS = 16
@@ -193,7 +193,7 @@ def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Token
 
     def batches(step: int) -> list[Batch]:
         if step < section.repeats_steps:
-            return [repeat_batch(section.tokens_per_step, every[:ALPHABET], root + step)]
+            return [repeat_batch(section.tokens_per_step, alphabet(every, step), root + step)]
         drawn = text.rows(stream, rows, section.sequence_length, root + step)
         drawn = plant_in_rows(drawn, NEEDLE_SHARE, tokenizer, root + step)
         made = [text_batch(drawn[i : i + per_forward]) for i in range(0, rows, per_forward)]
