@@ -15,7 +15,7 @@ from baleen.synthesis.arithmetic import Calculator
 from baleen.synthesis.catalogue import TaskSet, synthesise
 from baleen.synthesis.environments import MissingTool, make_environment, truth
 from baleen.synthesis.solution import SolutionError, run_solution
-from baleen.synthesis.trajectories import demonstrate, offered_tools
+from baleen.synthesis.trajectories import demonstrate, offered_tools, signatures
 from baleen.synthesis.validate import plain_call, validate
 
 
@@ -57,9 +57,8 @@ def test_unseen_tasks_come_from_the_untrained_environment_alone(catalogue):
 
 
 def test_every_demonstration_passes_its_verifier_and_keeps_to_its_budget(catalogue):
-    rng = random.Random(0)
     for task in catalogue.tasks:
-        messages = demonstrate(task, rng)
+        messages = demonstrate(task)
         assert outcome(task, messages) == 1.0
         assert len(task.messages[-1].content or "") < 130
         for message in messages:
@@ -71,16 +70,22 @@ def test_every_demonstration_passes_its_verifier_and_keeps_to_its_budget(catalog
 def test_a_demonstration_names_what_each_result_gave(catalogue):
     for task in catalogue.split("train", "tools"):
         if task.thinking:
-            messages = demonstrate(task, random.Random(3))
+            messages = demonstrate(task)
             for before, after in pairwise(messages):
                 if after.tool_calls and before.role == "tool":
                     assert " is " in (after.reasoning_content or "")
             assert messages[-1].content in (messages[-1].reasoning_content or "")
 
 
-def test_demonstrations_repeat_under_the_same_random_state(catalogue):
+def test_signatures_name_every_offered_tool_with_its_arguments(catalogue):
+    task = next(task for task in catalogue.train if task.environment == "library")
+    line = signatures(offered_tools(task)).content
+    assert line == "Tools: book_find(title), author_find(id), city_find(id), compare(a, b), add(a, b)"
+
+
+def test_a_demonstration_repeats(catalogue):
     task = catalogue.train[0]
-    assert demonstrate(task, random.Random(5)) == demonstrate(task, random.Random(5))
+    assert demonstrate(task) == demonstrate(task)
 
 
 def test_difficulty_is_the_number_of_calls(catalogue):
@@ -101,7 +106,7 @@ def test_doing_nothing_and_guessing_without_a_call_fail(catalogue):
 
 def test_an_answer_that_was_cut_off_is_no_answer(catalogue):
     task = catalogue.train[0]
-    messages = tuple(demonstrate(task, random.Random(0)))
+    messages = tuple(demonstrate(task))
     episode = Episode(task=task, messages=messages, tools=(), completions=(), status="truncated")
     assert asyncio.run(make_environment(task, python=Calculator()).verify(episode)) == {"outcome": 0.0}
 
@@ -142,7 +147,7 @@ def test_an_environment_answers_mistakes_and_never_raises(catalogue):
     environment = make_environment(task)
     answers = asyncio.run(
         environment.step(
-            [call("find_book", "{}"), call(offered[0], "{"), call(offered[0], '{"x":1}'), call("exceeds", '{"a":[]}')]
+            [call("book_find", "{}"), call(offered[0], "{"), call(offered[0], '{"x":1}'), call("exceeds", '{"a":[]}')]
         )
     )
     assert all((answer.content or "").startswith("error") for answer in answers)

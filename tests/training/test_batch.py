@@ -80,18 +80,6 @@ def test_a_text_batch_predicts_every_following_token():
     assert batch.token_count == 10
 
 
-def test_prompt_weight_adds_each_shared_edge_once():
-    samples = pair()
-    (row,) = pack_tree(samples, 100)
-    batch = tree_batch([row], samples, prompt_weight=0.3)
-    assert batch.weight.eq(1.0).sum() == 18
-    assert batch.weight.ne(1.0).sum() == 19
-    torch.testing.assert_close(batch.weight.sum(), torch.tensor(18 + 19 * 0.3))
-    prompt = batch.weight.ne(1.0)
-    assert batch.target[prompt].tolist() == samples[0].tokens[1:20].tolist()
-    assert batch.sample[prompt].eq(-1).all()
-
-
 def test_the_second_token_s_loss_is_the_mtp_head_s():
     model = tiny_model()
     tokens = np.random.default_rng(2).integers(0, 120, (2, 20))

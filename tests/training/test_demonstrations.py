@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 
@@ -11,8 +9,8 @@ from baleen.chat.messages import FunctionCall, Message, ToolCall, ToolSpec
 from baleen.chat.tokenizer import Tokenizer
 from baleen.synthesis.catalogue import synthesise
 from baleen.synthesis.trajectories import demonstrate, offered_tools
-from baleen.training.demonstrations import demonstration_batches, demonstration_samples
-from baleen.training.sample import plain_sample
+from baleen.training.demonstrations import Pool, demonstration_batches, demonstration_samples, fitting
+from baleen.training.sample import SampleError, plain_sample
 
 TOOLS = [ToolSpec(function={"name": "depth_of", "description": "Depth", "parameters": {"type": "object"}})]
 USER = Message(role="user", content="How deep does Ada dive?")
@@ -66,42 +64,75 @@ def test_each_turn_is_learned_once_and_earlier_reasoning_is_gone_as_it_was_when_
 
 
 @pytest.fixture(scope="module")
-def many(tokenizer):
-    samples = []
-    for task in synthesise(0, train=40, test=1, unseen=1).train:
-        samples += demonstration_samples(
-            demonstrate(task, random.Random(0)), offered_tools(task), task.thinking, tokenizer
-        )
-    return samples
+def pools(tokenizer):
+    found = {}
+    for task in synthesise(0, train=60, test=1, unseen=1).train:
+        samples = demonstration_samples(demonstrate(task), offered_tools(task), task.thinking, tokenizer)
+        found.setdefault(task.domain, {}).setdefault(task.environment, []).extend(samples)
+    return [Pool(1.0, list(groups.values())) for groups in found.values()]
 
 
-def test_batches_are_the_seed_s_alone_and_rows_keep_to_their_length(many):
-    longest = max(len(sample.tokens) for sample in many)
-    drawn = [demonstration_batches(many, row_tokens=longest, tokens=longest, seed=seed) for seed in (1, 1, 2)]
-    assert all(batch.tokens.shape[1] <= longest for batches in drawn for batch in batches)
+def longest(pools):
+    return max(len(sample.tokens) for pool in pools for group in pool.groups for sample in group)
+
+
+def test_batches_are_the_seed_s_alone_and_rows_keep_to_their_length(pools):
+    room = longest(pools)
+    drawn = [demonstration_batches(pools, row_tokens=room, tokens=2 * room, seed=seed) for seed in (1, 1, 2)]
+    assert all(batch.tokens.shape[1] <= room for batches in drawn for batch in batches)
     contents = [[batch.tokens.tolist() for batch in batches] for batches in drawn]
     assert contents[0] == contents[1]
     assert contents[0] != contents[2]
 
 
-def test_every_trained_prediction_is_a_sampled_token(many):
-    longest = max(len(sample.tokens) for sample in many)
-    said = {int(token) for sample in many for token in sample.tokens[sample.sampled]}
-    for batch in demonstration_batches(many, row_tokens=longest, tokens=longest, seed=0):
+def test_every_trained_prediction_is_a_sampled_token(pools):
+    said = {
+        int(t) for pool in pools for group in pool.groups for sample in group for t in sample.tokens[sample.sampled]
+    }
+    for batch in demonstration_batches(pools, row_tokens=longest(pools), tokens=4000, seed=0):
         assert set(batch.target.tolist()) <= said
         assert batch.weight.eq(1.0).all()
 
 
-def test_every_kind_of_sample_is_drawn_alike_wherever_its_tokens_sort():
-    rng = np.random.default_rng(0)
-    samples = [
-        plain_sample([0, kind, *rng.integers(20, 99, 18).tolist()], [False] * 10 + [True] * 10)
-        for kind in range(10)
-        for _ in range(30)
-    ]
+def made_up(kind, rng):
+    return plain_sample([0, kind, *rng.integers(20, 99, 18).tolist()], [False] * 10 + [True] * 10)
+
+
+def kinds_drawn(pools, draws=200, tokens=180):
+    """How often each kind (a sample's second token) was drawn."""
     drawn = np.zeros(10)
-    for seed in range(100):
-        for batch in demonstration_batches(samples, row_tokens=60, tokens=180, seed=seed):
-            kinds = batch.tokens[batch.position_ids == 1]
-            drawn += np.bincount(kinds[kinds < 10].numpy(), minlength=10)
-    assert drawn.min() > 0.6 * drawn.mean()
+    for seed in range(draws):
+        for batch in demonstration_batches(pools, row_tokens=60, tokens=tokens, seed=seed):
+            # A shared opening stands once in a row: count what is trained, ten predictions a sample.
+            for row in range(len(batch.tokens)):
+                kinds = batch.tokens[row][batch.position_ids[row] == 1].tolist()
+                ends = batch.subtree_end[row][batch.position_ids[row] == 1].tolist()
+                starts = batch.position_ids[row].eq(1).nonzero().flatten().tolist()
+                for kind, start, end in zip(kinds, starts, ends, strict=True):
+                    drawn[kind] += (end - start - 1) // 18
+    return drawn
+
+
+def test_every_sample_of_a_pool_is_as_likely_however_the_groups_are_cut():
+    rng = np.random.default_rng(0)
+    groups = [[made_up(kind, rng) for _ in range(10 + 5 * kind)] for kind in range(10)]
+    per_sample = kinds_drawn([Pool(1.0, groups)]) / [len(group) for group in groups]
+    assert per_sample.min() > 0.7 * per_sample.mean()
+    assert per_sample.max() < 1.3 * per_sample.mean()
+
+
+def test_pools_get_their_share_of_the_tokens():
+    rng = np.random.default_rng(0)
+    pools = [Pool(share, [[made_up(kind, rng) for _ in range(30)]]) for kind, share in ((1, 3.0), (2, 1.0))]
+    drawn = kinds_drawn(pools, draws=20, tokens=4000)
+    assert 2.7 < drawn[1] / drawn[2] < 3.3
+
+
+def test_samples_longer_than_a_row_are_left_out_and_a_pool_without_any_other_is_an_error():
+    short, long = plain_sample([1] * 20, [True] * 20), plain_sample([1] * 80, [True] * 80)
+    (kept,) = fitting([Pool(1.0, [[short, long], [long]])], 60)
+    assert kept.groups == [[short]]
+    with pytest.raises(SampleError, match=r"60 tokens \(the shortest has 80\): raise tree_length"):
+        fitting([Pool(1.0, [[short]]), Pool(1.0, [[long]])], 60)
+    with pytest.raises(SampleError, match="no sample"):
+        fitting([Pool(1.0, [])], 60)

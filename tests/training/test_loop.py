@@ -55,6 +55,12 @@ def fresh(objective):
     return model
 
 
+def folder(tmp_path, name):
+    made = tmp_path / name
+    made.mkdir()
+    return made
+
+
 def rows(folder):
     kept = list(MetricsLog(folder / "metrics.jsonl"))
     return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in kept]
@@ -110,6 +116,20 @@ def test_the_warm_up_brings_the_indexer_to_the_attention_and_moves_nothing_else(
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved
     assert all(".indexer." in name for name in moved)
+
+
+def test_a_step_is_the_mean_over_its_predictions_however_batches_cut_it(tmp_path):
+    tokens = np.random.default_rng(0).integers(0, 120, (6, 16))
+    course = Schedule(steps=1, learning_rate=1e-2, warmup_steps=0)
+    losses, weights = [], []
+    for name, cuts in (("whole", (6,)), ("cut", (1, 5))):
+        model = tiny_model()
+        made = [text_batch(part) for part in np.split(tokens, np.cumsum(cuts)[:-1])]
+        row = train(model, lambda _, made=made: made, Objective(sparse=False), course, folder(tmp_path, name), Report())
+        losses.append(row["loss"])
+        weights.append(model.layers[0].self_attn.o_proj.weight.detach())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-4, rtol=0)
 
 
 def test_a_measure_is_taken_at_checkpoints(tmp_path):

@@ -7,7 +7,7 @@ The model section uses the field names of Hugging Face's `config.json` for `deep
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -91,6 +91,14 @@ class SynthesisSection(Section):
     unseen_tasks: int = Field(default=100, gt=0, description="tasks in the environment that is never trained on")
 
 
+class DomainShares(Section):
+    """How a stage's tasks or tokens are drawn: each domain's share, relative to the others; 0 leaves it out."""
+
+    tools: float = Field(default=0.0, ge=0, description="share of tool-use tasks")
+    arithmetic: float = Field(default=0.0, ge=0, description="share of arithmetic tasks")
+    alignment: float = Field(default=0.0, ge=0, description="share of form-and-language tasks")
+
+
 class TrainSection(Section):
     """A stage that learns from text."""
 
@@ -101,34 +109,31 @@ class TrainSection(Section):
     tools_share: float = Field(default=0.5, ge=0, le=1, description="share of the tokens that are demonstrations")
     repeats_share: float = Field(default=0.0, ge=0, le=1, description="share of the tokens that are repeated segments")
     repeats_steps: int = Field(default=0, ge=0, description="leading steps that are repeated segments alone")
-    tools_block: bool = Field(
-        default=True, description="whether demonstrations open with their tools; without, shorter"
+    openings: Literal["full", "short"] = Field(
+        default="full", description="how demonstrations show their tools: full schemas, or one line of signatures"
+    )
+    domains: DomainShares = Field(
+        default=DomainShares(tools=0.7, arithmetic=0.2, alignment=0.1),
+        description="what the demonstrations are drawn from, in tokens",
     )
     mtp_weight: float = Field(default=0.0, ge=0, description="weight of the multi-token-prediction loss on text")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")
     checkpoint_every: int = Field(default=50, gt=0, description="steps between checkpoints")
 
-
-class ColdStartSection(TrainSection):
-    """Fine-tuning on demonstrations."""
-
-    difficulties: list[int] = Field(default=[1, 2, 3, 4], min_length=1, description="difficulties demonstrated")
-    tasks: int = Field(default=0, ge=0, description="tasks demonstrated; 0 takes all")
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.tools_share + self.repeats_share > 1:
+            raise ValueError(
+                f"tools_share {self.tools_share} and repeats_share {self.repeats_share} are more than 1 together"
+            )
+        return self
 
 
 class DistillSection(TrainSection):
     """Fine-tuning on what the specialists got right."""
 
     tasks_per_specialist: int = Field(default=256, gt=0, description="tasks that each specialist is asked")
-
-
-class DomainShares(Section):
-    """How a stage's tasks are drawn: each domain's share, relative to the others; 0 leaves it out."""
-
-    tools: float = Field(default=0.0, ge=0, description="share of tool-use tasks")
-    arithmetic: float = Field(default=0.0, ge=0, description="share of arithmetic tasks")
-    alignment: float = Field(default=0.0, ge=0, description="share of form-and-language tasks")
 
 
 class ReinforcementSection(Section):
@@ -182,7 +187,7 @@ class Recipe(Section):
     pretrain: TrainSection = Field(default=TrainSection(), description="dense pre-training")
     indexer_warmup: TrainSection = Field(default=TrainSection(), description="the indexer alone, dense attention")
     sparse: TrainSection = Field(default=TrainSection(), description="all parameters, sparse attention")
-    cold_start: ColdStartSection = Field(default=ColdStartSection(), description="fine-tuning on solution trajectories")
+    cold_start: TrainSection = Field(default=TrainSection(), description="fine-tuning on solution trajectories")
     specialist_tools: ReinforcementSection = Field(default=ReinforcementSection(), description="RL on tool use")
     specialist_arithmetic: ReinforcementSection = Field(default=ReinforcementSection(), description="RL on arithmetic")
     distill: DistillSection = Field(

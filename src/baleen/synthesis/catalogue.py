@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,7 +20,7 @@ from baleen.chat.messages import Message
 from baleen.synthesis.alignment import wording
 from baleen.synthesis.arithmetic import Problem, interpreted, mental
 from baleen.synthesis.environments import ALIGNMENT, MENTAL, PYTHON
-from baleen.synthesis.expressions import Choice, Expression, Plus, Read, solution, sql
+from baleen.synthesis.expressions import solution, sql
 from baleen.synthesis.templates import SHAPES, Draw
 from baleen.synthesis.validate import validate
 from baleen.synthesis.world import World
@@ -29,7 +29,6 @@ from baleen.synthesis.worlds import TRAINED, UNSEEN, database, world
 Split = Literal["train", "test", "unseen"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 DOMAINS: dict[str, float] = {"tools": 0.6, "arithmetic": 0.25, "alignment": 0.15}
-OFFERED = 4
 TEST_SHARE = 10
 TRIES = 200
 
@@ -189,7 +188,7 @@ class _Maker:
             thinking=thinking,
             metadata={
                 "database": number,
-                "tools": _offered(question.expression, where, rng),
+                "tools": list(where.tool_names),
                 "template": question.template,
                 "goal": question.goal,
                 "solution": solution(question.expression, where),
@@ -234,28 +233,3 @@ class _Maker:
 
 def _weighted(rng: random.Random, weights: Mapping[str, float]) -> str:
     return rng.choices(list(weights), weights=list(weights.values()))[0]
-
-
-def _offered(expression: Expression, where: World, rng: random.Random) -> list[str]:
-    """The tools on offer, in random order: those that any way through the task needs, and others up to `OFFERED`."""
-    needed = set(_needed(expression, where))
-    others = [name for name in where.tool_names if name not in needed]
-    rng.shuffle(others)
-    offered = [*sorted(needed), *others[: max(0, OFFERED - len(needed))]]
-    rng.shuffle(offered)
-    return offered
-
-
-def _needed(expression: Expression, where: World) -> Iterator[str]:
-    if isinstance(expression, Read):
-        yield expression.table.tool
-        if isinstance(expression.of, Read):
-            yield from _needed(expression.of, where)
-    elif isinstance(expression, Plus):
-        yield where.add
-        yield from _needed(expression.left, where)
-        yield from _needed(expression.right, where)
-    elif isinstance(expression, Choice):
-        yield where.compare
-        for part in (expression.left, expression.right, expression.then, expression.other):
-            yield from _needed(part, where)

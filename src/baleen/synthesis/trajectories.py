@@ -1,16 +1,16 @@
 """Demonstrations: a task's solution, run on the task's real environment, told as a conversation.
 
 The loop that they teach: say what is asked, call, name what came back, call again with it, check, answer. The reasoning
-is short and regular, and every value that a call or an answer needs stands in the text right before it. In
-non-thinking mode the calls and the answer come without a word.
+is short and worded in one way only: what a small model learns is what to say, not which of three phrases comes next.
+Every value that a call or an answer needs stands in the text right before it. In non-thinking mode the calls and the
+answer come without a word.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -21,9 +21,9 @@ from baleen.synthesis.arithmetic import Calculator
 from baleen.synthesis.environments import ALIGNMENT, MENTAL, PYTHON, Python, SyntheticEnvironment, judge
 from baleen.synthesis.solution import Run, Step, run_solution
 
-ASKED = ("{0} is asked. First {1}.", "Wanted: {0}. First {1}.", "Asked: {0}. Start with {1}.")
-ONWARD = ("{0}. Now {1} {2}.", "{0}. Next {1} {2}.", "I see {0}. Now {1} {2}.")
-DONE = ("{0}. That is the answer.", "{0}, as asked.", "{0}. Done.")
+ASKED = "Wanted: {0}. First {1}."
+ONWARD = "{0}. Now {1} {2}."
+DONE = "{0}. Done."
 
 _CALCULATOR = Calculator()
 Value = TypeVar("Value")
@@ -33,7 +33,7 @@ class BadDemonstration(RuntimeError):
     """A demonstration did not pass its own task's verifier."""
 
 
-def demonstrate(task: Task, rng: random.Random) -> list[Message]:
+def demonstrate(task: Task) -> list[Message]:
     """The whole conversation, opening messages included, ending in the right answer. Raises `BadDemonstration`.
 
     Programs of the arithmetic tasks are run by `Calculator`, which prints what the sandboxed tool prints.
@@ -50,7 +50,7 @@ def demonstrate(task: Task, rng: random.Random) -> list[Message]:
         return json.loads(content) if content.startswith("{") else content
 
     run = run_solution(task.metadata["solution"], call)
-    thoughts = _thoughts(task, run, rng) if task.thinking else [None] * (len(run.steps) + 1)
+    thoughts = _thoughts(task, run) if task.thinking else [None] * (len(run.steps) + 1)
     messages = list(task.messages)
     for thought, (made, answer) in zip(thoughts, answers, strict=False):
         messages += [Message(role="assistant", content="", reasoning_content=thought, tool_calls=[made]), answer]
@@ -65,18 +65,25 @@ def offered_tools(task: Task, python: Python | None = None) -> list[ToolSpec]:
     return _finish(SyntheticEnvironment(task, python=python or _CALCULATOR).reset(task))[1]
 
 
-def _thoughts(task: Task, run: Run, rng: random.Random) -> list[str | None]:
+def signatures(tools: Sequence[ToolSpec]) -> Message:
+    """The tools as a system message of one line, `Tools: book_find(title), add(a, b)`: a tenth of the tokens of their
+    schemas and of the instructions around them, for learning from many short conversations before few long ones."""
+    shown = (f"{tool.name}({', '.join(tool.function.get('parameters', {}).get('properties', {}))})" for tool in tools)
+    return Message(role="system", content=f"Tools: {', '.join(shown)}")
+
+
+def _thoughts(task: Task, run: Run) -> list[str | None]:
     """One thought before each call, and one before the answer."""
     if task.environment == ALIGNMENT:
         return [_wording_thought(task, run.answer)]
     if task.environment == MENTAL:
-        return [rng.choice(("{0}.", "{0}. Done.", "Step by step: {0}.")).format(", ".join(task.metadata["steps"]))]
+        return [DONE.format(", ".join(task.metadata["steps"]))]
     goal = task.metadata["goal"]
     first = "python" if task.environment == PYTHON else run.steps[0].tool
-    thoughts: list[str | None] = [rng.choice(ASKED).format(goal, first)]
+    thoughts: list[str | None] = [ASKED.format(goal, first)]
     for step, following in pairwise(run.steps):
-        thoughts.append(rng.choice(ONWARD).format(_seen(step), following.tool, _given(following)))
-    thoughts.append(rng.choice(DONE).format(_seen(run.steps[-1])))
+        thoughts.append(ONWARD.format(_seen(step), following.tool, _given(following)))
+    thoughts.append(DONE.format(_seen(run.steps[-1])))
     return thoughts
 
 

@@ -15,9 +15,9 @@ from baleen.synthesis.world import Database, Table, World, names, numbers, refs
 LIBRARY = World(
     "library",
     (
-        Table("book", "find_book", ("title",), (*refs("author"), *numbers("pages", low=100, high=999))),
-        Table("author", "get_author", ("id",), (*names("name"), *refs("city"), *numbers("age"))),
-        Table("city", "get_city", ("id",), (*names("mayor"), *numbers("area"))),
+        Table("book", "book_find", ("title",), (*refs("author"), *numbers("pages", low=100, high=999))),
+        Table("author", "author_find", ("id",), (*names("name"), *refs("city"), *numbers("age"))),
+        Table("city", "city_find", ("id",), (*names("mayor"), *numbers("area"))),
     ),
 )
 SHOP = World(
@@ -34,10 +34,10 @@ SHOP = World(
 TRIPS = World(
     "trips",
     (
-        Table("trip", "show_trip", ("start", "goal"), (*refs("guide"), *numbers("fare"))),
-        Table("hotel", "show_hotel", ("name",), (*refs("guide"), *numbers("rooms", "cost"))),
-        Table("guide", "show_guide", ("id",), (*names("name"), *refs("office"))),
-        Table("office", "show_office", ("id",), (*names("head"), *numbers("desks"))),
+        Table("trip", "trip_show", ("start", "goal"), (*refs("guide"), *numbers("fare"))),
+        Table("hotel", "hotel_show", ("name",), (*refs("guide"), *numbers("rooms", "cost"))),
+        Table("guide", "guide_show", ("id",), (*names("name"), *refs("office"))),
+        Table("office", "office_show", ("id",), (*names("head"), *numbers("desks"))),
     ),
     compare="more_than",
     add="plus",
@@ -45,9 +45,9 @@ TRIPS = World(
 CLINIC = World(
     "clinic",
     (
-        Table("patient", "look_up_patient", ("name",), (*refs("doctor"), *numbers("weight", "bed"))),
-        Table("doctor", "look_up_doctor", ("id",), (*names("name"), *refs("ward"), *numbers("visits"))),
-        Table("ward", "look_up_ward", ("id",), (*names("nurse"), *numbers("beds"))),
+        Table("patient", "patient_record", ("name",), (*refs("doctor"), *numbers("weight", "bed"))),
+        Table("doctor", "doctor_record", ("id",), (*names("name"), *refs("ward"), *numbers("visits"))),
+        Table("ward", "ward_record", ("id",), (*names("nurse"), *numbers("beds"))),
     ),
     compare="is_more",
     add="add_up",
@@ -55,9 +55,9 @@ CLINIC = World(
 HARBOR = World(
     "harbor",
     (
-        Table("ship", "fetch_ship", ("name",), (*refs("captain"), *numbers("load", "crew"))),
-        Table("captain", "fetch_captain", ("id",), (*names("home"), *refs("dock"), *numbers("rank"))),
-        Table("dock", "fetch_dock", ("id",), (*names("keeper"), *numbers("depth", low=100, high=999))),
+        Table("ship", "ship_fetch", ("name",), (*refs("captain"), *numbers("load", "crew"))),
+        Table("captain", "captain_fetch", ("id",), (*names("home"), *refs("dock"), *numbers("rank"))),
+        Table("dock", "dock_fetch", ("id",), (*names("keeper"), *numbers("depth", low=100, high=999))),
     ),
     compare="exceeds",
     add="total",
@@ -76,7 +76,7 @@ _WORDS = {
     host""",
 }
 NOUNS, NUMBER_FIELDS, NAME_FIELDS = (tuple(words.split()) for words in _WORDS.values())
-VERBS = ("find_{}", "get_{}", "{}_info", "show_{}", "look_up_{}", "read_{}", "{}_data", "query_{}", "see_{}")
+ACTIONS = ("find", "get", "info", "show", "record", "read", "data", "query", "see")
 KEYS = ("name", "title", "label_name", "key", "who")
 COMPARE = ("compare", "check_more", "more_than", "is_more", "above", "greater", "is_above", "over")
 ADD = ("add", "sum_of", "plus", "add_up", "sum", "add_numbers", "get_sum", "join_sum")
@@ -104,15 +104,15 @@ def invent(seed: int) -> World:
     rng = random.Random(f"invent:{seed}")
     nouns = _different_initials(rng, 4)
     counts, words = iter(rng.sample(NUMBER_FIELDS, 6)), iter(rng.sample(NAME_FIELDS, 4))
-    verb, key = rng.choice(VERBS), rng.choice(KEYS)
+    action, key = rng.choice(ACTIONS), rng.choice(KEYS)
     first, second, third, other = nouns
     tables = [
-        Table(first, verb.format(first), (key,), (*refs(second), *numbers(next(counts), next(counts)))),
-        Table(second, verb.format(second), ("id",), (*names(next(words)), *refs(third), *numbers(next(counts)))),
-        Table(third, verb.format(third), ("id",), (*names(next(words)), *numbers(next(counts), low=100, high=999))),
+        Table(first, f"{first}_{action}", (key,), (*refs(second), *numbers(next(counts), next(counts)))),
+        Table(second, f"{second}_{action}", ("id",), (*names(next(words)), *refs(third), *numbers(next(counts)))),
+        Table(third, f"{third}_{action}", ("id",), (*names(next(words)), *numbers(next(counts), low=100, high=999))),
     ]
     if rng.random() < 0.5:
-        tables.append(Table(other, verb.format(other), (key,), (*names(next(words)), *numbers(next(counts)))))
+        tables.append(Table(other, f"{other}_{action}", (key,), (*names(next(words)), *numbers(next(counts)))))
     rng.shuffle(tables)
     return World(f"invented-{seed}", tuple(tables), compare=rng.choice(COMPARE), add=rng.choice(ADD))
 

@@ -34,10 +34,10 @@ class Batch:
     sample: Tensor | None = None
     """[M] which sample a prediction belongs to, and `slot` [M] its place among the sample's sampled tokens."""
 
+    slot: Tensor | None = None
+
     kind: str = ""
     """What the rows are; the log then shows their loss on its own."""
-
-    slot: Tensor | None = None
 
     @property
     def token_count(self) -> int:
@@ -58,17 +58,16 @@ def tree_batch(
     rows: Sequence[PackedRow],
     samples: Sequence[Sample],
     *,
-    prompt_weight: float = 0.0,
     keep_routing: bool = False,
     keep_selection: bool = False,
 ) -> Batch:
-    """Tree rows, padded to the longest. Sampled tokens weigh 1; every other edge of the tree weighs `prompt_weight`."""
+    """Tree rows, padded to the longest; what was sampled is predicted."""
     length = max(len(row.tokens) for row in rows)
     tokens = torch.zeros(len(rows), length, dtype=torch.int64)
     positions = torch.zeros(len(rows), length, dtype=torch.int64)
     # A padded token is a tree of its own: it sees only itself, and nothing sees it.
     ends = (torch.arange(length) + 1).repeat(len(rows), 1)
-    sources, targets, weights, owners, slots = [], [], [], [], []
+    sources, targets, owners, slots = [], [], [], []
     for place, row in enumerate(rows):
         size = len(row.tokens)
         tokens[place, :size] = torch.from_numpy(row.tokens.astype(np.int64))
@@ -77,21 +76,14 @@ def tree_batch(
         entries = loss_entries(row, samples)
         sources.append(entries.source + place * length)
         targets.append(entries.target)
-        weights.append(np.ones(len(entries.source), dtype=np.float32))
         owners.append(np.asarray(row.samples, dtype=np.int64)[entries.owner])
         slots.append(entries.slot)
-        if prompt_weight:
-            parents, children = _unsampled_edges(row, samples)
-            sources.append(parents + place * length)
-            targets.append(row.tokens[children].astype(np.int64))
-            weights.append(np.full(len(parents), prompt_weight, dtype=np.float32))
-            owners.append(np.full(len(parents), -1, dtype=np.int64))
-            slots.append(np.full(len(parents), -1, dtype=np.int64))
+    source = torch.from_numpy(np.concatenate(sources))
     return Batch(
         tokens,
-        torch.from_numpy(np.concatenate(sources)),
+        source,
         torch.from_numpy(np.concatenate(targets)),
-        torch.from_numpy(np.concatenate(weights)),
+        torch.ones(len(source)),
         position_ids=positions,
         subtree_end=ends,
         replay=_replay(rows, length, keep_routing, keep_selection),
@@ -99,17 +91,6 @@ def tree_batch(
         sample=torch.from_numpy(np.concatenate(owners)),
         slot=torch.from_numpy(np.concatenate(slots)),
     )
-
-
-def _unsampled_edges(row: PackedRow, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """Every (parent, child) of the tree whose child no sample sampled, once each."""
-    parent = np.full(len(row.tokens), -1, dtype=np.int64)
-    sampled = np.zeros(len(row.tokens), dtype=np.bool_)
-    for index, path in zip(row.samples, row.row_index, strict=True):
-        parent[path[1:]] = path[:-1]
-        sampled[path[samples[index].sampled]] = True
-    children = np.flatnonzero((parent >= 0) & ~sampled)
-    return parent[children], children
 
 
 def _replay(rows: Sequence[PackedRow], length: int, keep_routing: bool, keep_selection: bool) -> Replay | None:

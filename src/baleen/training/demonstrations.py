@@ -1,11 +1,14 @@
 """Demonstrations as training samples: exactly the tokens that serving would see, learning on what the model says.
 
-A conversation is cut where the thinking rule rewrites the context, so that what is trained is what is served.
+A conversation is cut where the thinking rule rewrites the context, so that what is trained is what is served. Batches
+hold each domain's share of the tokens, and are drawn by neighbours: samples with the same opening (system prompt and
+tools, often half of all tokens) come a few at a time, and packing computes their opening once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,11 +17,25 @@ from baleen.chat.messages import Message, ToolSpec
 from baleen.chat.retention import training_views
 from baleen.chat.tokenizer import Tokenizer
 from baleen.training.batch import Batch, tree_batch
-from baleen.training.packing import pack_tree
-from baleen.training.sample import Sample, plain_sample
+from baleen.training.packing import common_prefix, pack_tree
+from baleen.training.sample import Sample, SampleError, plain_sample
 
 FORWARD_TOKENS = 4096
 """Tokens of one forward; bounds its memory."""
+
+TOGETHER = 4
+"""How many samples with the same opening are drawn at a time."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What one domain gives to a batch."""
+
+    share: float
+    """Its part of a batch's tokens, relative to the other pools'."""
+
+    groups: Sequence[Sequence[Sample]]
+    """Samples by their opening."""
 
 
 def demonstration_samples(
@@ -32,29 +49,45 @@ def demonstration_samples(
     return samples
 
 
-def demonstration_batches(
-    samples: Sequence[Sample], *, row_tokens: int, tokens: int, seed: int, prompt_weight: float = 0.0
-) -> list[Batch]:
-    """A random draw of samples, by seed, as tree rows of up to `row_tokens` that hold about `tokens` distinct
-    tokens."""
+def fitting(pools: Sequence[Pool], row_tokens: int) -> list[Pool]:
+    """The pools without samples longer than a row. Raises `SampleError` where that leaves a pool empty."""
+    kept = []
+    for pool in pools:
+        groups = [[sample for sample in group if len(sample.tokens) <= row_tokens] for group in pool.groups]
+        if not any(groups):
+            shortest = min((len(sample.tokens) for group in pool.groups for sample in group), default=0)
+            raise SampleError(
+                f"no sample fits a row of {row_tokens} tokens (the shortest has {shortest}): raise tree_length"
+                if shortest
+                else "there is no sample to train on"
+            )
+        kept.append(Pool(pool.share, [group for group in groups if group]))
+    return kept
+
+
+def demonstration_batches(pools: Sequence[Pool], *, row_tokens: int, tokens: int, seed: int) -> list[Batch]:
+    """A random draw from pools of fitting samples, by seed, as tree rows of up to `row_tokens` that hold about `tokens`
+    distinct tokens."""
     random = np.random.default_rng(seed)
-    order = random.permutation(len(samples))
-    chosen: list[Sample] = []
-    rows = max(1, tokens // row_tokens)
-    size = 0
-    # Shared prefixes are not known before packing, so the draw is cut by rows: a little more is drawn than fits.
-    for index in order:
-        sample = samples[index]
-        if len(sample.tokens) > row_tokens:
-            continue
-        chosen.append(sample)
-        size += int(sample.sampled.sum()) * 2
-        if size >= rows * row_tokens * 1.5:
-            break
-    packed = pack_tree(chosen, row_tokens)
-    # Rows stand in the order of their tokens: the first ones would be the same environments at every step.
-    kept = np.sort(random.permutation(len(packed))[:rows])
-    packed = [packed[index] for index in kept]
+    whole = sum(pool.share for pool in pools)
+    chosen = [sample for pool in pools for sample in _draw(pool, tokens * pool.share / whole, random)]
+    rows = pack_tree(chosen, row_tokens)
     together = max(1, FORWARD_TOKENS // row_tokens)
-    groups = [packed[start : start + together] for start in range(0, len(packed), together)]
-    return [tree_batch(group, chosen, prompt_weight=prompt_weight) for group in groups]
+    return [tree_batch(rows[start : start + together], chosen) for start in range(0, len(rows), together)]
+
+
+def _draw(pool: Pool, tokens: float, random: np.random.Generator) -> list[Sample]:
+    """Samples until they hold `tokens` distinct tokens; every sample of the pool is as likely as any other."""
+    sizes = np.array([len(group) for group in pool.groups])
+    drawn: list[Sample] = []
+    held = 0
+    while True:
+        group = pool.groups[random.choice(len(sizes), p=sizes / sizes.sum())]
+        before: Sample | None = None
+        for index in random.permutation(len(group))[:TOGETHER]:
+            if held >= tokens:
+                return drawn
+            sample = group[index]
+            drawn.append(sample)
+            held += len(sample.tokens) - (common_prefix(before.tokens, sample.tokens) if before else 0)
+            before = sample

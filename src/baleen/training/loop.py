@@ -84,16 +84,20 @@ def train(
 def _step(
     model: Model, optimizer: Optimizer, batches: Sequence[Batch], objective: Objective, rate: float, step: int
 ) -> tuple[dict[str, float], int]:
-    share = 1 / len(batches)
-    parts: dict[str, list[float]] = {}
+    # The step's loss is the mean over all its predictions, however they are spread over batches.
+    shares = [float(batch.weight.sum()) for batch in batches]
+    parts: dict[str, list[tuple[float, float]]] = {}
     loads: list[Tensor] = []
-    for batch in batches:
+    for batch, share in zip(batches, shares, strict=True):
         loss = batch_loss(model, batch, objective, step)
-        (loss.total * share).backward()
+        (loss.total * (share / sum(shares))).backward()
         for name, value in loss.figures.items():
-            parts.setdefault(name, []).append(value)
+            parts.setdefault(name, []).append((value, share))
         loads = [a + b for a, b in zip(loads, loss.loads, strict=True)] if loads else loss.loads
-    figures = {name: sum(values) / len(values) for name, values in parts.items()}
+    figures = {
+        name: sum(value * share for value, share in values) / sum(share for _, share in values)
+        for name, values in parts.items()
+    }
     figures["gradient_norm"] = optimizer.step(rate)
     if objective.language_model and loads:
         figures["load_max"] = balance_experts(model, loads)

@@ -89,7 +89,7 @@ def pack_tree(samples: Sequence[Sample], max_tokens: int) -> list[PackedRow]:
                 f"a sample of {len(tokens)} tokens does not fit a row of {max_tokens}: "
                 "raise the row's size or bound the episode's length"
             )
-        common = _common_prefix(samples[members[-1]].tokens, tokens) if members else 0
+        common = common_prefix(samples[members[-1]].tokens, tokens) if members else 0
         if members and size + len(tokens) - common > max_tokens:
             rows.append(_lay(samples, members, shared))
             members, shared, size, common = [], [], 0, 0
@@ -169,7 +169,8 @@ def _lay_recordings(
     return experts, selected
 
 
-def _common_prefix(left: NDArray[np.int32], right: NDArray[np.int32]) -> int:
+def common_prefix(left: NDArray[np.int32], right: NDArray[np.int32]) -> int:
+    """How many tokens two sequences begin with alike."""
     length = min(len(left), len(right))
     differs = left[:length] != right[:length]
     return int(differs.argmax()) if differs.any() else length

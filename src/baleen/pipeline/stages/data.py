@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import numpy as np
 
 from baleen.chat.encoding import encode
 from baleen.chat.tokenizer import Tokenizer
+from baleen.pipeline.recipe import TrainSection
 from baleen.pipeline.stage import StageContext
 from baleen.synthesis.catalogue import TaskSet, synthesise
-from baleen.synthesis.trajectories import demonstrate, offered_tools
+from baleen.synthesis.trajectories import demonstrate, offered_tools, signatures
 from baleen.training import text
-from baleen.training.demonstrations import demonstration_samples
+from baleen.training.demonstrations import Pool, demonstration_samples, fitting
 from baleen.training.sample import Sample
 
 
@@ -49,8 +49,7 @@ class TokenizerStage:
         training, validation = text.split(text.documents(recipe.corpus.path, recipe.corpus.max_bytes))
         context.progress.update(1, 4)
         conversations = [
-            encode(demonstrate(task, random.Random(task.id)), offered_tools(task), task.thinking)
-            for task in load_tasks(context).train[:1000]
+            encode(demonstrate(task), offered_tools(task), task.thinking) for task in load_tasks(context).train[:1000]
         ]
         # An eighth of the corpus settles 2,000 merges as well as all of it.
         tokenizer = Tokenizer.train([*training[::8], *conversations], recipe.tokenizer.vocab_size)
@@ -77,25 +76,18 @@ def load_stream(context: StageContext, name: str) -> np.ndarray:
     return np.load(context.artefact("tokenizer", f"{name}.npy"))
 
 
-def demonstrations(
-    context: StageContext,
-    tokenizer: Tokenizer,
-    difficulties: tuple[int, ...] = (1, 2, 3, 4),
-    *,
-    tools_block: bool = True,
-) -> list[Sample]:
-    """Solution-derived trajectories of the training tasks, as samples.
-
-    `tools_block=False` leaves the offered tools out of the text: a third of the tokens, for learning the conversation
-    itself.
-    """
-    samples: list[Sample] = []
+def demonstrations(context: StageContext, tokenizer: Tokenizer, section: TrainSection) -> list[Pool]:
+    """Solution-derived trajectories of the training tasks, by domain in the section's shares."""
+    shares = {name: share for name, share in section.domains.model_dump().items() if share > 0}
+    groups: dict[str, dict[str, list[Sample]]] = {name: {} for name in shares}
     for task in load_tasks(context).train:
-        if task.difficulty in difficulties:
-            messages = demonstrate(task, random.Random(f"{context.recipe.run.seed}/{task.id}"))
-            offered = offered_tools(task) if tools_block else []
-            samples += demonstration_samples(messages, offered, task.thinking, tokenizer)
-    return samples
+        if task.domain in groups:
+            messages, tools = demonstrate(task), offered_tools(task)
+            if section.openings == "short" and tools:
+                messages, tools = [signatures(tools), *messages], []
+            samples = demonstration_samples(messages, tools, task.thinking, tokenizer)
+            groups[task.domain].setdefault(task.environment, []).extend(samples)
+    return fitting([Pool(shares[name], list(found.values())) for name, found in groups.items()], section.tree_length)
 
 
 def tokenizer_folder(context: StageContext) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from baleen.rl.rewards import RewardConfig
 from baleen.rl.rollout import RolloutWorker
 from baleen.rl.samples import samples_from_episode
 from baleen.synthesis.trajectories import demonstrate, offered_tools
-from baleen.training.demonstrations import demonstration_samples
+from baleen.training.demonstrations import Pool, demonstration_samples, fitting
 from baleen.training.loop import restore, save
 from baleen.training.optimizer import Optimizer
 from baleen.training.records import MetricsLog
@@ -122,7 +121,7 @@ class DistillStage:
         recipe: Recipe = context.recipe
         tokenizer = data.load_tokenizer(context)
         tasks = data.load_tasks(context).train
-        samples: list[Sample] = []
+        groups: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
         kept = asked = 0
         for name in ("specialist_tools", "specialist_arithmetic"):
             section: ReinforcementSection = getattr(recipe, name)
@@ -148,11 +147,15 @@ class DistillStage:
             asked, kept = asked + len(episodes), kept + len(right)
             for index, episode in enumerate(right):
                 for sample in samples_from_episode(episode, group=0, advantage=1.0, index=index):
-                    samples.append(plain_sample(sample.tokens.tolist(), sample.sampled.tolist()))
+                    where = groups[episode.task.domain][episode.task.environment]
+                    where.append(plain_sample(sample.tokens.tolist(), sample.sampled.tolist()))
         for task in [task for task in tasks if task.domain == "alignment"][: recipe.distill.tasks_per_specialist]:
-            messages = demonstrate(task, random.Random(f"{recipe.run.seed}/{task.id}"))
-            samples += demonstration_samples(messages, offered_tools(task), task.thinking, tokenizer)
-        result = fine_tune(context, recipe.distill, "cold_start", samples)
+            groups["alignment"][task.environment] += demonstration_samples(
+                demonstrate(task), offered_tools(task), task.thinking, tokenizer
+            )
+        shares = recipe.distill.domains.model_dump()
+        pools = [Pool(shares[name], list(found.values())) for name, found in groups.items() if shares[name] > 0]
+        result = fine_tune(context, recipe.distill, "cold_start", fitting(pools, recipe.distill.tree_length))
         return {**result, "trajectories_asked": asked, "trajectories_verified": kept}
 
 

@@ -24,14 +24,13 @@ from baleen.pipeline.stage import StageContext
 from baleen.pipeline.stages import data
 from baleen.training import text
 from baleen.training.batch import Batch, text_batch
-from baleen.training.demonstrations import demonstration_batches
+from baleen.training.demonstrations import Pool, demonstration_batches
 from baleen.training.loop import Schedule, train
 from baleen.training.losses import Objective
 from baleen.training.machine import prepare_machine
 from baleen.training.needles import plant_in_rows
 from baleen.training.records import write_json_atomic
 from baleen.training.repeats import alphabet, repeat_batch
-from baleen.training.sample import Sample
 
 VALIDATION_ROWS = 16
 NEEDLE_SHARE = 0.25
@@ -135,24 +134,23 @@ class ColdStartStage:
         """Leaves `model/`."""
         section = context.recipe.cold_start
         tokenizer = data.load_tokenizer(context)
-        samples = data.demonstrations(context, tokenizer, tuple(section.difficulties))
-        return fine_tune(context, section, "sparse", samples)
+        return fine_tune(context, section, "sparse", data.demonstrations(context, tokenizer, section))
 
 
-def fine_tune(context: StageContext, section: TrainSection, start: str, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Supervised training of stage `start`'s model on samples; leaves `model/`."""
+def fine_tune(context: StageContext, section: TrainSection, start: str, pools: Sequence[Pool]) -> dict[str, Any]:
+    """Supervised training of stage `start`'s model on pools of samples; leaves `model/`."""
     model = open_model(context, start)
     seed = context.recipe.run.seed
 
     def batches(step: int) -> list[Batch]:
         return demonstration_batches(
-            samples, row_tokens=section.tree_length, tokens=section.tokens_per_step, seed=seed * 1_000_003 + step
+            pools, row_tokens=section.tree_length, tokens=section.tokens_per_step, seed=seed * 1_000_003 + step
         )
 
     objective = Objective(sparse=True, indexer_loss="selected", indexer_stride=KL_STRIDE)
     result = train(model, batches, objective, course(section), context.folder, context.progress)
     save_model(model, context.folder / "model", tokenizer=data.tokenizer_folder(context))
-    return {**result, "samples": len(samples)}
+    return {**result, "samples": sum(len(group) for pool in pools for group in pool.groups)}
 
 
 def new_model(recipe: Recipe, tokenizer: Tokenizer) -> Model:
@@ -182,7 +180,7 @@ def course(section: TrainSection) -> Schedule:
 def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Tokenizer) -> Callable[[int], list[Batch]]:
     """Text rows, tree rows of demonstrations and repeats in the section's shares; step -> its batches."""
     stream = data.load_stream(context, "train")
-    samples = data.demonstrations(context, tokenizer, tools_block=section.tools_block) if section.tools_share else []
+    pools = data.demonstrations(context, tokenizer, section) if section.tools_share else []
     tool_tokens = int(section.tokens_per_step * section.tools_share)
     repeat_tokens = int(section.tokens_per_step * section.repeats_share)
     text_tokens = section.tokens_per_step - tool_tokens - repeat_tokens
@@ -197,10 +195,8 @@ def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Token
         drawn = text.rows(stream, rows, section.sequence_length, root + step)
         drawn = plant_in_rows(drawn, NEEDLE_SHARE, tokenizer, root + step)
         made = [text_batch(drawn[i : i + per_forward]) for i in range(0, rows, per_forward)]
-        if samples:
-            made += demonstration_batches(
-                samples, row_tokens=section.tree_length, tokens=tool_tokens, seed=root + step, prompt_weight=0.1
-            )
+        if pools:
+            made += demonstration_batches(pools, row_tokens=section.tree_length, tokens=tool_tokens, seed=root + step)
         if repeat_tokens:
             made.append(repeat_batch(repeat_tokens, every, root + step))
         return made
