@@ -1,7 +1,6 @@
 """Properties of a whole catalogue: splits, proofs, demonstrations, storage."""
 
 import asyncio
-import random
 import time
 from collections import Counter
 from itertools import pairwise
