@@ -79,6 +79,9 @@ def test_every_sampled_token_stands_in_exactly_one_sample():
 def test_turns_that_sampled_nothing_give_no_sample():
     nothing = Completion(FIRST.message, (1, 2), (), Trace(logprobs=np.zeros(0, dtype=np.float32)))
     assert samples_from_episode(episode(nothing), group=0, advantage=0, index=0) == []
+    no_room = Completion(FIRST.message, (*SECOND.prompt_tokens, 8, 9), (), None, "length", ("no room",))
+    (sample,) = samples_from_episode(episode(FIRST, SECOND, no_room), group=0, advantage=0, index=0)
+    assert sample.tokens.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert samples_from_episode(episode(), group=0, advantage=0, index=0) == []
 
 

@@ -28,15 +28,14 @@ def samples_from_episode(episode: Episode, *, group: int, advantage: float, inde
     not fit its tokens.
     """
     runs = join_completions(episode)
-    return [
-        _sample(run, group=group, advantage=advantage, index=index)
-        for run in runs
-        if any(completion.sampled_tokens for completion in run)
-    ]
+    return [_sample(run, group=group, advantage=advantage, index=index) for run in runs]
 
 
 def join_completions(episode: Episode) -> list[tuple[Completion, ...]]:
-    """The episode's completions, cut into runs in which every prompt extends the whole sequence before it."""
+    """The episode's completions, cut into runs in which every prompt extends the whole sequence before it.
+
+    A turn that sampled nothing (its prompt had no room left) is in none: it has nothing to train, and no trace.
+    """
     runs: list[list[Completion]] = []
     sequence: tuple[int, ...] = ()
     for turn, completion in enumerate(episode.completions):
@@ -45,6 +44,8 @@ def join_completions(episode: Episode) -> list[tuple[Completion, ...]]:
                 f"turn {turn} of task {episode.task.id} has no prompt tokens: the server did not return token ids; "
                 "train on episodes of the engine in this process, or of a server that returns them"
             )
+        if not completion.sampled_tokens:
+            continue
         if runs and completion.prompt_tokens[: len(sequence)] == sequence:
             runs[-1].append(completion)
         else:
