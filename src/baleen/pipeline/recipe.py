@@ -155,11 +155,18 @@ class ReinforcementSection(Section):
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability mass that sampling keeps")
     max_tokens: int = Field(default=128, gt=0, description="tokens per turn at most")
     max_turns: int = Field(default=6, gt=0, description="assistant turns per episode at most")
+    window: int = Field(default=2048, gt=0, description="tokens per episode at most, prompt and results included")
     length_penalty: float = Field(default=0.05, ge=0, lt=1, description="reward lost at twice the budget, if correct")
     length_budget: int = Field(default=256, gt=0, description="sampled tokens of an episode that cost nothing")
     language_weight: float = Field(default=0.05, ge=0, description="reward for the asked language, if correct")
     row_tokens: int = Field(default=4096, gt=0, description="distinct tokens per packed row")
     checkpoint_every: int = Field(default=5, gt=0, description="steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _episodes_fit_rows(self) -> Self:
+        if self.window > self.row_tokens:
+            raise ValueError(f"an episode of window = {self.window} tokens does not fit row_tokens = {self.row_tokens}")
+        return self
 
 
 class EvaluationSection(Section):
@@ -172,6 +179,7 @@ class EvaluationSection(Section):
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability mass that sampling keeps")
     max_tokens: int = Field(default=128, gt=0, description="tokens per turn at most")
     max_turns: int = Field(default=6, gt=0, description="assistant turns per episode at most")
+    window: int = Field(default=2048, gt=0, description="tokens per episode at most, prompt and results included")
 
 
 class Recipe(Section):

@@ -22,7 +22,7 @@ class RolloutWorker:
     """Runs episodes of a model: its engine, and one sandboxed Python for the tasks that offer it."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, *, slots: int = 64, max_tokens: int = 2048, traced: bool = False
+        self, model: Model, tokenizer: Tokenizer, *, slots: int = 64, max_tokens: int, traced: bool = False
     ) -> None:
         self.engine = Engine(model, tokenizer, slots=slots, max_tokens=max_tokens)
         self.policy = EnginePolicy(self.engine, tokenizer, traced=traced)

@@ -22,19 +22,25 @@ NOT_MATRICES = ("embed_tokens", "lm_head", "gate.weight", "weights_proj")
 
 
 class Optimizer:
-    """Both optimisers over a model's trainable parameters. `learning_rate` is Muon's; AdamW takes `adam_ratio` of
-    it."""
+    """Both optimisers over a model's trainable parameters. `learning_rate` is Muon's; AdamW takes `adam_ratio` of it.
+
+    Without `muon` AdamW takes every parameter. Policy gradients want that: they are mostly noise, which Muon, giving
+    every direction the same speed, turns into full-sized steps, while AdamW's average of it stays small.
+    """
 
     def __init__(
         self,
         parameters: Iterable[tuple[str, nn.Parameter]],
         *,
         momentum: float = 0.95,
+        muon: bool = True,
         adam_ratio: float = 1.0,
         weight_decay: float = 0.01,
     ) -> None:
         named = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
-        self.matrices = [p for name, p in named if p.dim() >= 2 and not any(part in name for part in NOT_MATRICES)]
+        self.matrices = [
+            p for name, p in named if muon and p.dim() >= 2 and not any(part in name for part in NOT_MATRICES)
+        ]
         chosen = {id(parameter) for parameter in self.matrices}
         rest = [parameter for _, parameter in named if id(parameter) not in chosen]
         self.momentum, self.weight_decay, self.adam_ratio = momentum, weight_decay, adam_ratio

@@ -71,7 +71,8 @@ class EvaluationStage:
             return json.loads(file.read_text())
         section = context.recipe.evaluation
         attempts = 1 if checkpoint in SINGLE_ATTEMPT else section.attempts
-        worker = RolloutWorker(open_model(context, checkpoint), data.load_tokenizer(context), slots=128)
+        model, tokenizer = open_model(context, checkpoint), data.load_tokenizer(context)
+        worker = RolloutWorker(model, tokenizer, slots=128, max_tokens=section.window)
         sampling = Sampling(temperature=section.temperature, top_p=section.top_p, max_tokens=section.max_tokens)
         try:
             episodes = worker.run(
@@ -92,8 +93,9 @@ class EvaluationStage:
         """Mean |log pi| difference between sampler and trainer in one dtype, with and without replay."""
         model = load_model(context.artefact(checkpoint, "model"))
         model.set_compute_dtype(torch.bfloat16 if dtype == "bfloat16" else None)
-        worker = RolloutWorker(model, data.load_tokenizer(context), slots=len(tasks), traced=True)
         section = context.recipe.mixed_rl
+        tokenizer = data.load_tokenizer(context)
+        worker = RolloutWorker(model, tokenizer, slots=len(tasks), max_tokens=section.window, traced=True)
         sampling = Sampling(temperature=section.temperature, top_p=0.95, max_tokens=section.max_tokens)
         try:
             episodes = worker.run(tasks, attempts=1, sampling=sampling, max_turns=section.max_turns, seed=3)

@@ -44,12 +44,14 @@ class ReinforcementStage:
             # The indexer keeps to what it learned from its own KL; RL moves the trunk (selection is replayed).
             parameter.requires_grad_(".indexer." not in name and not name.startswith("mtp."))
         reference = open_model(context, self.start) if section.beta else None
-        optimizer = Optimizer(model.named_parameters(), weight_decay=0.0)
+        optimizer = Optimizer(model.named_parameters(), muon=False, weight_decay=0.0)
         log = MetricsLog(context.folder / "metrics.jsonl")
         step, tokens = restore(context.folder, model, optimizer, log)
         tasks = data.load_tasks(context).train
         count = section.tasks_per_step * section.group_size
-        worker = RolloutWorker(model, data.load_tokenizer(context), slots=count, traced=True)
+        worker = RolloutWorker(
+            model, data.load_tokenizer(context), slots=count, max_tokens=section.window, traced=True
+        )
         row: dict[str, float] = {}
         try:
             while step < section.steps:
@@ -125,7 +127,7 @@ class DistillStage:
         kept = asked = 0
         for name in ("specialist_tools", "specialist_arithmetic"):
             section: ReinforcementSection = getattr(recipe, name)
-            worker = RolloutWorker(open_model(context, name), tokenizer, slots=128)
+            worker = RolloutWorker(open_model(context, name), tokenizer, slots=128, max_tokens=section.window)
             try:
                 drawn = draw_tasks(
                     tasks,
