@@ -69,11 +69,12 @@ def test_half_a_surrogate_pair_does_not_stop_a_run(tokenizer):
     assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a?b"
 
 
-def test_every_digit_is_a_token_of_its_own_wherever_it_stands(tokenizer):
-    seven = tokenizer.encode("7")
-    assert len(seven) == 1
-    assert tokenizer.encode("77") == seven * 2
-    assert tokenizer.encode("day 7,")[-2:-1] == seven
+def test_a_number_is_the_same_pairs_of_digits_wherever_it_stands():
+    tokenizer = Tokenizer.train(["40 41 42 43 44, a42 b42"] * 9, 300)
+    pair, single = tokenizer.encode("42"), tokenizer.encode("7")
+    assert len(pair) == len(single) == 1
+    assert tokenizer.encode("427") == [*pair, *single]
+    assert tokenizer.encode("day 42,")[-2:-1] == tokenizer.encode("b42")[-1:] == pair
 
 
 @pytest.mark.parametrize("size", [264, 512, 1024])

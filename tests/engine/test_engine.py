@@ -79,6 +79,20 @@ def test_tokens_do_not_depend_on_the_company():
     assert [g.tokens for g in together] == [g.tokens for g in alone] == [g.tokens for g in narrow]
 
 
+def test_admitting_seldom_changes_no_token():
+    model, many = tiny_model(), prompts(9)
+    params = [SamplingParams(max_tokens=4 + 3 * i, seed=i) for i in range(9)]
+    soon = Engine(model, None, slots=3, max_tokens=128)
+    seldom = Engine(model, None, slots=3, max_tokens=128, admit_every=5)
+    assert [g.tokens for g in seldom.generate(many, params)] == [g.tokens for g in soon.generate(many, params)]
+    for engine in (soon, seldom):
+        engine.submit(many[0], params[8])
+        engine.step()
+        engine.submit(many[1], params[0])
+        engine.step()
+    assert (len(soon.waiting), len(seldom.waiting)) == (0, 1)
+
+
 def test_a_shared_prefix_is_computed_once():
     engine = Engine(tiny_model(), None, slots=8, max_tokens=128)
     prompt = prompts(1, low=50)[0]

@@ -83,8 +83,8 @@ def test_two_databases_of_a_world_do_not_mix():
     first, second = Database(HARBOR, 1), Database(HARBOR, 2)
     name = first.rows["ship"][0]["name"]
     with first.opened():
-        assert second.call("fetch_ship", {"name": name}) == {"error": "not found"}
-        assert tools(HARBOR)["fetch_ship"](name=name)["load"] == first.rows["ship"][0]["load"]
+        assert second.call("ship_fetch", {"name": name}) == {"error": "not found"}
+        assert tools(HARBOR)["ship_fetch"](name=name)["load"] == first.rows["ship"][0]["load"]
 
 
 def test_a_database_is_built_in_three_milliseconds():

@@ -1,10 +1,10 @@
 """Text to tokens: byte-level BPE with the V3.2 special tokens, over the `tokenizers` library.
 
 Two readings of the same vocabulary live side by side. In the special one, `<｜User｜>` is a token; in the plain one it
-is nothing but its characters, so text from outside can never forge a turn. Digits are split singly, whatever stands
-beside them, so a number is copied digit by digit; spaces stand alone, so a word is the same tokens in a sentence, in
-quotes and in a call. Segments are tokenised one by one: what the model sampled never
-merges with what it was given, and boundaries in training are those of sampling.
+is nothing but its characters, so text from outside can never forge a turn. Digits are cut into pairs from the left,
+whatever stands beside them, so a number is the same few tokens everywhere; spaces stand alone, so a word is the same
+tokens in a sentence, in quotes and in a call. Segments are tokenised one by one: what the model sampled never merges
+with what it was given, and boundaries in training are those of sampling.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Tokenizer:
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.Split(Regex(r"\d{1,2}"), "isolated"),
                 pre_tokenizers.Split(Regex(" +"), "isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False),
             ]

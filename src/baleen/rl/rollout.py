@@ -17,6 +17,9 @@ from baleen.engine.engine import Engine
 from baleen.model.network import Model
 from baleen.synthesis.environments import make_environment
 
+ADMIT_EVERY = 8
+"""Engine steps between admissions: a result comes back at every step, and a prefill costs as much as a step."""
+
 
 class RolloutWorker:
     """Runs episodes of a model: its engine, and one sandboxed Python for the tasks that offer it."""
@@ -24,7 +27,7 @@ class RolloutWorker:
     def __init__(
         self, model: Model, tokenizer: Tokenizer, *, slots: int = 64, max_tokens: int, traced: bool = False
     ) -> None:
-        self.engine = Engine(model, tokenizer, slots=slots, max_tokens=max_tokens)
+        self.engine = Engine(model, tokenizer, slots=slots, max_tokens=max_tokens, admit_every=ADMIT_EVERY)
         self.policy = EnginePolicy(self.engine, tokenizer, traced=traced)
         self.python = PythonTool(allow_weak=True)
 

@@ -1,6 +1,6 @@
 """The alignment domain: the right word, in the language and the form that were asked for, and nothing beside it.
 
-Numbers 0 to 12 and ten colours in four languages, alone or in pairs, in four forms. The verifier is strict: another
+Numbers 0 to 9 and six colours in four languages, alone or in pairs, in four forms. The verifier is strict: another
 language, another case, a sentence around it or a second key is a wrong answer.
 """
 
@@ -20,18 +20,14 @@ FORMS = {
 }
 PHRASINGS = ("Write {0} in {1}, {2}.", "{0} in {1}, {2}, please.", "Say {0} in {1}. Answer {2}.")
 _LEXICON = {
-    "en": "zero one two three four five six seven eight nine ten eleven twelve "
-    "red blue green yellow black white brown grey pink orange",
-    "fr": "zéro un deux trois quatre cinq six sept huit neuf dix onze douze "
-    "rouge bleu vert jaune noir blanc marron gris rose orange",
-    "de": "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf "
-    "rot blau grün gelb schwarz weiß braun grau rosa orange",
-    "es": "cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce "
-    "rojo azul verde amarillo negro blanco marrón gris rosa naranja",
+    "en": "zero one two three four five six seven eight nine red blue green yellow black white",
+    "fr": "zéro un deux trois quatre cinq six sept huit neuf rouge bleu vert jaune noir blanc",
+    "de": "null eins zwei drei vier fünf sechs sieben acht neun rot blau grün gelb schwarz weiß",
+    "es": "cero uno dos tres cuatro cinco seis siete ocho nueve rojo azul verde amarillo negro blanco",
 }
 LEXICON = {language: words.split() for language, words in _LEXICON.items()}
 # How a question names each entry: numbers in digits, colours in English.
-ITEMS = (*map(str, range(13)), *LEXICON["en"][13:])
+ITEMS = (*map(str, range(10)), *LEXICON["en"][10:])
 
 
 def wording(rng: random.Random, difficulty: int) -> Problem:

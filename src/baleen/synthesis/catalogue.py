@@ -50,7 +50,7 @@ class Mix:
     difficulties: Sequence[int] = (1, 2, 3, 4)
     """Drawn evenly, 1 to 4; the alignment domain makes two of them one."""
 
-    invented: int = 48
+    invented: int = 24
     """How many invented worlds stand beside the four declared ones; 0 for none."""
 
     invented_share: float = 0.5
@@ -116,7 +116,7 @@ def synthesise(
     domains: Mapping[str, float] | Sequence[str] = tuple(DOMAINS),
     thinking: float = 0.75,
     difficulties: Sequence[int] = (1, 2, 3, 4),
-    invented: int = 48,
+    invented: int = 24,
     invented_share: float = 0.5,
 ) -> TaskSet:
     """That many validated tasks per split; the same arguments give the same tasks.

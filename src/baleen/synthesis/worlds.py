@@ -66,20 +66,16 @@ TRAINED = (LIBRARY, SHOP, TRIPS, CLINIC)
 UNSEEN = (HARBOR,)
 
 _WORDS = {
-    "nouns": """album artist band bank bird bridge camp canal car castle chef church club coach coin court dam dish
-    estate farm film forest game garden gate hall horse house island judge lake league mine model museum nation novel
-    palace park pilot plane planet plant player poet port recipe region river road robot school singer song star street
-    team temple tower train tribe valley village vessel vine writer yard zone zoo""",
-    "number fields": """height length width size score level points grade speed votes seats shelf page power heat cups
-    doors floors goals lamps mass parts rate scale tax term year wins""",
-    "name fields": """leader boss chief founder label motto nickname brand style tune emblem patron rival heir agent
-    host""",
+    "nouns": """album artist bank bridge canal car castle chef club coach court farm film forest garden hall horse
+    island judge lake league museum nation park pilot planet port river robot school singer song street team tower
+    train valley village writer zone""",
+    "number fields": "height length width size score level points grade speed votes seats power heat cups doors floors",
+    "name fields": "leader boss chief label motto brand patron rival agent host",
 }
 NOUNS, NUMBER_FIELDS, NAME_FIELDS = (tuple(words.split()) for words in _WORDS.values())
 ACTIONS = ("find", "get", "info", "show", "record", "read", "data", "query", "see")
-KEYS = ("name", "title", "label_name", "key", "who")
-COMPARE = ("compare", "check_more", "more_than", "is_more", "above", "greater", "is_above", "over")
-ADD = ("add", "sum_of", "plus", "add_up", "sum", "add_numbers", "get_sum", "join_sum")
+COMPARE = tuple(world.compare for world in TRAINED)
+ADD = tuple(world.add for world in TRAINED)
 
 
 @lru_cache(maxsize=256)
@@ -104,15 +100,15 @@ def invent(seed: int) -> World:
     rng = random.Random(f"invent:{seed}")
     nouns = _different_initials(rng, 4)
     counts, words = iter(rng.sample(NUMBER_FIELDS, 6)), iter(rng.sample(NAME_FIELDS, 4))
-    action, key = rng.choice(ACTIONS), rng.choice(KEYS)
+    action = rng.choice(ACTIONS)
     first, second, third, other = nouns
     tables = [
-        Table(first, f"{first}_{action}", (key,), (*refs(second), *numbers(next(counts), next(counts)))),
+        Table(first, f"{first}_{action}", ("name",), (*refs(second), *numbers(next(counts), next(counts)))),
         Table(second, f"{second}_{action}", ("id",), (*names(next(words)), *refs(third), *numbers(next(counts)))),
         Table(third, f"{third}_{action}", ("id",), (*names(next(words)), *numbers(next(counts), low=100, high=999))),
     ]
     if rng.random() < 0.5:
-        tables.append(Table(other, f"{other}_{action}", (key,), (*names(next(words)), *numbers(next(counts)))))
+        tables.append(Table(other, f"{other}_{action}", ("name",), (*names(next(words)), *numbers(next(counts)))))
     rng.shuffle(tables)
     return World(f"invented-{seed}", tuple(tables), compare=rng.choice(COMPARE), add=rng.choice(ADD))
 

@@ -49,9 +49,7 @@ class ReinforcementStage:
         step, tokens = restore(context.folder, model, optimizer, log)
         tasks = data.load_tasks(context).train
         count = section.tasks_per_step * section.group_size
-        worker = RolloutWorker(
-            model, data.load_tokenizer(context), slots=count, max_tokens=section.window, traced=True
-        )
+        worker = RolloutWorker(model, data.load_tokenizer(context), slots=count, max_tokens=section.window, traced=True)
         row: dict[str, float] = {}
         try:
             while step < section.steps:
