@@ -42,7 +42,6 @@ def wording(rng: random.Random, difficulty: int) -> Problem:
         answer=answer,
         difficulty=difficulty,
         source=f"def solve(tools):\n    return {answer!r}\n",
-        goal=asked,
         key=f"{asked} {language} {form}",
         metadata={"items": items, "language": language, "form": form},
     )

@@ -42,7 +42,6 @@ class Problem:
     answer: str
     difficulty: int
     source: str
-    goal: str
     key: str
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -67,7 +66,6 @@ def mental(rng: random.Random, difficulty: int) -> Problem:
         answer=str(total),
         difficulty=difficulty,
         source=f"def solve(tools):\n    return {formula}\n",
-        goal=text,
         key=formula,
         metadata={"steps": steps},
     )
@@ -119,7 +117,7 @@ def _draw(rng: random.Random, difficulty: int) -> Problem:
 
 def _one_program(text: str, expression: str, difficulty: int) -> Problem:
     source = f'def solve(tools):\n    return tools.python(code="print({expression})")\n'
-    return Problem(text, str(calculate(expression)), difficulty, source, expression, expression)
+    return Problem(text, str(calculate(expression)), difficulty, source, expression)
 
 
 def _two_programs(rng: random.Random, difficulty: int) -> Problem:
@@ -130,7 +128,7 @@ def _two_programs(rng: random.Random, difficulty: int) -> Problem:
     )
     answer = str(calculate(f"({expression})*{factor}"))
     text = rng.choice(TWICE).format(expression, factor)
-    return Problem(text, answer, difficulty, source, expression, f"({expression})*{factor}")
+    return Problem(text, answer, difficulty, source, f"({expression})*{factor}")
 
 
 def _expression(rng: random.Random, operations: int) -> str:

@@ -20,7 +20,7 @@ from baleen.chat.messages import Message
 from baleen.synthesis.alignment import wording
 from baleen.synthesis.arithmetic import Problem, interpreted, mental
 from baleen.synthesis.environments import ALIGNMENT, MENTAL, PYTHON
-from baleen.synthesis.expressions import solution, sql
+from baleen.synthesis.expressions import plan, solution, sql
 from baleen.synthesis.templates import SHAPES, Draw
 from baleen.synthesis.validate import validate
 from baleen.synthesis.world import World
@@ -31,6 +31,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 DOMAINS: dict[str, float] = {"tools": 0.6, "arithmetic": 0.25, "alignment": 0.15}
 TEST_SHARE = 10
 TRIES = 200
+MOST_WITHOUT_THOUGHT = 2
 
 
 class SynthesisError(RuntimeError):
@@ -148,6 +149,9 @@ class _Maker:
         domain = "tools" if self.split == "unseen" else _weighted(rng, self.mix.domains)
         thinking = rng.random() < self.mix.thinking
         difficulty = rng.choice(list(self.mix.difficulties))
+        if not thinking:
+            # What takes several steps wants to be thought about.
+            difficulty = min(difficulty, MOST_WITHOUT_THOUGHT)
         repeated: Task | None = None
         for _ in range(TRIES):
             task = self._draw(rng, f"{self.split}-{self.seed}-{index}", domain, thinking, difficulty)
@@ -190,7 +194,7 @@ class _Maker:
                 "database": number,
                 "tools": list(where.tool_names),
                 "template": question.template,
-                "goal": question.goal,
+                "plan": plan(question.expression),
                 "solution": solution(question.expression, where),
                 "query": f"select {sql(question.expression)}",
                 "language": "en",
@@ -212,7 +216,6 @@ class _Maker:
         metadata = {
             "tools": ["python"] if environment == PYTHON else [],
             "template": family,
-            "goal": problem.goal,
             "solution": problem.source,
             "formula": problem.key,
             "language": "en",

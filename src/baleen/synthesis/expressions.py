@@ -1,4 +1,4 @@
-"""What a tool task asks for, as an expression with three renderings: English, a solution over the tools, and SQL.
+"""What a tool task asks for, as an expression in several renderings: English, a plan, a solution over the tools, SQL.
 
 The solution finds the answer the way an agent must, one call after the other; the SQL finds it in the database that no
 agent reaches. They share nothing but the expression, so that each proves the other. The solution's text may only call
@@ -67,6 +67,19 @@ def condition(choice: Choice) -> str:
     """What the choice hangs on, as a clause."""
     right = english(choice.right) if isinstance(choice.right, Read) else str(choice.right)
     return f"{english(choice.left)} is above {right}"
+
+
+def plan(expression: Expression) -> str:
+    """The expression in the order in which it is worked out: `book Tarobi > author > age plus 40`."""
+    if isinstance(expression, Read):
+        before = plan(expression.of) if isinstance(expression.of, Read) else expression.subject
+        return f"{before} > {expression.field}"
+    if isinstance(expression, Plus):
+        return f"{plan(expression.left)} plus {plan(expression.right)}"
+    if isinstance(expression, Choice):
+        test = f"{plan(expression.left)} over {plan(expression.right)}"
+        return f"if {test}: {plan(expression.then)}, else {plan(expression.other)}"
+    return str(expression)
 
 
 def sql(expression: Expression) -> str:

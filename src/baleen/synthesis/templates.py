@@ -26,11 +26,10 @@ LARGER = (
 
 @dataclass(frozen=True)
 class Question:
-    """A template filled with rows: what is asked, in words and as an expression, and what an agent should say first."""
+    """A template filled with rows: what is asked, in words and as an expression."""
 
     template: str
     text: str
-    goal: str
     expression: Expression
 
 
@@ -91,8 +90,7 @@ class Draw:
 
     def value(self, kind: str, expression: Expression) -> Question:
         """A question for a value."""
-        words = english(expression)
-        return Question(kind, self.rng.choice(VALUE).format(words), words, expression)
+        return Question(kind, self.rng.choice(VALUE).format(english(expression)), expression)
 
 
 def look_up(draw: Draw, length: int) -> Question:
@@ -129,7 +127,7 @@ def branch(draw: Draw, length: int) -> Question:
     choice = Choice(tested.read(subject), _threshold(draw, tested), then, other)
     words = condition(choice), english(then), f"of {other.subject}"
     text = draw.rng.choice(BRANCH).format(*words)
-    return Question(f"branch {tested.label} {wanted.label}", text, f"whether {words[0]}", choice)
+    return Question(f"branch {tested.label} {wanted.label}", text, choice)
 
 
 def branch_onward(draw: Draw) -> Question:
@@ -145,7 +143,7 @@ def branch_onward(draw: Draw) -> Question:
     choice = Choice(tested.read(subject), _threshold(draw, tested), then, other)
     words = condition(choice), _its(onward), english(other)
     text = draw.rng.choice(BRANCH).format(*words)
-    return Question(f"onward {tested.label} {onward.label} {wanted.label}", text, f"whether {words[0]}", choice)
+    return Question(f"onward {tested.label} {onward.label} {wanted.label}", text, choice)
 
 
 def larger(draw: Draw) -> Question:
@@ -158,7 +156,7 @@ def larger(draw: Draw) -> Question:
     left, right = Read(start, field, first), Read(start, field, second)
     choice = Choice(left, right, onward.read(first), onward.read(second))
     text = draw.rng.choice(LARGER).format(left.subject, right.subject, field, _its(onward))
-    return Question(f"larger {start.noun}.{field} {onward.label}", text, f"the one with more {field}", choice)
+    return Question(f"larger {start.noun}.{field} {onward.label}", text, choice)
 
 
 SHAPES: dict[int, tuple[Callable[[Draw], Question], ...]] = {

@@ -1,7 +1,7 @@
 """Demonstrations: a task's solution, run on the task's real environment, told as a conversation.
 
-The loop that they teach: say what is asked, call, name what came back, call again with it, check, answer. The reasoning
-is short and worded in one way only: what a small model learns is what to say, not which of three phrases comes next.
+The loop that they teach: lay out the plan, call, name what came back, call again with it, answer. The reasoning is
+short and worded in one way only: what a small model learns is what to say, not which of three phrases comes next.
 Every value that a call or an answer needs stands in the text right before it. In non-thinking mode the calls and the
 answer come without a word.
 """
@@ -21,7 +21,8 @@ from baleen.synthesis.arithmetic import Calculator
 from baleen.synthesis.environments import ALIGNMENT, MENTAL, PYTHON, Python, SyntheticEnvironment, judge
 from baleen.synthesis.solution import Run, Step, run_solution
 
-ASKED = "Wanted: {0}. First {1}."
+PLANNED = "{0}. First {1} {2}."
+FIRST = "First {0} {1}."
 ONWARD = "{0}. Now {1} {2}."
 DONE = "{0}. Done."
 
@@ -78,9 +79,12 @@ def _thoughts(task: Task, run: Run) -> list[str | None]:
         return [_wording_thought(task, run.answer)]
     if task.environment == MENTAL:
         return [DONE.format(", ".join(task.metadata["steps"]))]
-    goal = task.metadata["goal"]
-    first = "python" if task.environment == PYTHON else run.steps[0].tool
-    thoughts: list[str | None] = [ASKED.format(goal, first)]
+    first = run.steps[0]
+    thoughts: list[str | None]
+    if task.environment == PYTHON:
+        thoughts = [FIRST.format(first.tool, _given(first))]
+    else:
+        thoughts = [PLANNED.format(task.metadata["plan"], first.tool, _given(first))]
     for step, following in pairwise(run.steps):
         thoughts.append(ONWARD.format(_seen(step), following.tool, _given(following)))
     thoughts.append(DONE.format(_seen(run.steps[-1])))

@@ -40,7 +40,7 @@ TRIPS = World(
         Table("office", "office_show", ("id",), (*names("head"), *numbers("desks"))),
     ),
     compare="more_than",
-    add="plus",
+    add="sum_up",
 )
 CLINIC = World(
     "clinic",

@@ -87,7 +87,12 @@ def demonstrations(context: StageContext, tokenizer: Tokenizer, section: TrainSe
                 messages, tools = [signatures(tools), *messages], []
             samples = demonstration_samples(messages, tools, task.thinking, tokenizer)
             groups[task.domain].setdefault(task.environment, []).extend(samples)
-    return fitting([Pool(shares[name], list(found.values())) for name, found in groups.items()], section.tree_length)
+    pools = []
+    for name, found in groups.items():
+        # Tool tasks share their domain's tokens as drawn; the few other environments share theirs evenly.
+        parts = [list(found.values())] if name == "tools" else [[group] for group in found.values()]
+        pools += [Pool(shares[name] / len(parts), part) for part in parts]
+    return fitting(pools, section.tree_length)
 
 
 def tokenizer_folder(context: StageContext) -> Path:
