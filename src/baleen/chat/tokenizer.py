@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     import tokenizers
 
 CACHED_TEXTS = 32_768
-CACHED_LENGTH = 256  # characters; longer texts seldom repeat and would only fill memory
+CACHED_LENGTH = 256
+"""Characters; longer texts seldom repeat and would only fill memory. A few are kept: system prompts with their tools
+open one conversation after the other."""
+
+CACHED_LONG_TEXTS = 64
 
 
 class TokenizerError(ValueError):
@@ -38,6 +42,7 @@ class Tokenizer:
         self._special = backend
         self._plain = _without_added_tokens(backend)
         self._encode_short = lru_cache(CACHED_TEXTS)(self._encode)
+        self._encode_long = lru_cache(CACHED_LONG_TEXTS)(self._encode)
         self.bos_id = self._id(BOS)
         self.eos_id = self._id(EOS)
         self.pad_id = self._id(PAD)
@@ -103,7 +108,8 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """The ids of `text`. With `special=False` the spelling of a special token is only its characters."""
-        return list(self._encode_short(text, special) if len(text) <= CACHED_LENGTH else self._encode(text, special))
+        cached = self._encode_short if len(text) <= CACHED_LENGTH else self._encode_long
+        return list(cached(text, special))
 
     def encode_segments(self, segments: Iterable[Segment]) -> tuple[list[int], list[bool]]:
         """The ids of a conversation and, for each, whether the model sampled it."""

@@ -177,7 +177,7 @@ class Attention(nn.Module):
         """New queries over a long cache: the absorbed form."""
         assert context.cache is not None
         config, view = self.config, context.cache
-        latent, k_rope, index_k = view.write(self.layer, latent, k_rope, None if index is None else index[1])
+        view.write(self.layer, latent, k_rope, None if index is None else index[1])
         visible = context.visible
         assert visible is not None
         kv_b = self.kv_b_proj.cast(self.kv_b_proj.weight).view(config.num_attention_heads, -1, config.kv_lora_rank)
@@ -187,11 +187,15 @@ class Attention(nn.Module):
         if context.sparse and index is not None and view.length > config.index_topk:
             selected = replay
             if selected is None:
-                scores = index_scores(index[0], index_k, index[2])
+                scores = index_scores(index[0], view.index_keys(self.layer), index[2])
                 selected = select_topk(scores, visible, config.index_topk)
         if selected is not None and q_nope.shape[1] == 1:
-            out = attend_mqa_selected(q_latent, q_rope, latent, k_rope, selected, config.softmax_scale)
+            q_latent, q_rope = q_latent.transpose(0, 1), q_rope.transpose(0, 1)  # one sequence of B queries
+            found = view.in_storage(selected)
+            out = attend_mqa_selected(q_latent, q_rope, *view.storage(self.layer), found, config.softmax_scale)
+            out = out.transpose(0, 1)
         else:
+            latent, k_rope = view.keys(self.layer)
             mask = visible if selected is None else selection_mask(selected, view.length) & visible
             out = attend_mqa_masked(q_latent, q_rope, latent, k_rope, mask, config.softmax_scale)
         return torch.einsum("bthc,hvc->bthv", out, w_v), selected

@@ -61,19 +61,37 @@ class CacheView:
     length: int
     """Keys 0..length-1 are looked at: the largest position + 1."""
 
-    def write(
-        self, layer: int, latent: Tensor, k_rope: Tensor, index_k: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Stores the new entries [B, T, .] and returns all keys of these slots, [B, length, .] each."""
+    def write(self, layer: int, latent: Tensor, k_rope: Tensor, index_k: Tensor | None) -> None:
+        """Stores the new entries [B, T, .]."""
         kept = self.cache.layers[layer]
         rows = self.slots.unsqueeze(1)
         kept.latent[rows, self.positions] = latent.to(kept.latent.dtype)
         kept.k_rope[rows, self.positions] = k_rope.to(kept.k_rope.dtype)
         if index_k is not None:
             kept.index_k[rows, self.positions] = index_k.to(kept.index_k.dtype)
+
+    def index_keys(self, layer: int) -> Tensor:
+        """The index keys of these slots, [B, length, D]."""
+        return self._of_slots(self.cache.layers[layer].index_k)
+
+    def keys(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The latents and rope keys of these slots, [B, length, .] each."""
+        kept = self.cache.layers[layer]
+        return self._of_slots(kept.latent), self._of_slots(kept.k_rope)
+
+    def storage(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The latents and rope keys of the whole cache as one long sequence, [1, slots * max_tokens, .] each: a query
+        that sees few of them is served without a copy of its slot."""
+        kept = self.cache.layers[layer]
+        return kept.latent.flatten(0, 1).unsqueeze(0), kept.k_rope.flatten(0, 1).unsqueeze(0)
+
+    def in_storage(self, selected: Tensor) -> Tensor:
+        """Positions [B, T, K] of these slots as positions in `storage`, [1, B * T, K]; -1 stays -1."""
+        start = (self.slots * self.cache.max_tokens).view(-1, 1, 1)
+        return torch.where(selected < 0, selected, selected + start).flatten(0, 1).unsqueeze(0)
+
+    def _of_slots(self, part: Tensor) -> Tensor:
         count = self.slots.shape[0]
-        leading = bool(torch.equal(self.slots, torch.arange(count, device=self.slots.device)))
-        return tuple(  # type: ignore[return-value]
-            (part[:count] if leading else part[self.slots])[:, : self.length]  # the leading slots need no copy
-            for part in (kept.latent, kept.k_rope, kept.index_k)
-        )
+        if torch.equal(self.slots, torch.arange(count, device=self.slots.device)):
+            return part[:count, : self.length]  # the leading slots need no copy
+        return part[:, : self.length].index_select(0, self.slots)

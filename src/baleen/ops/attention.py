@@ -54,10 +54,11 @@ def attend_mqa_selected(
     q_latent [B, T, H, C] (W_k folded in), q_rope [B, T, H, R], latent [B, L, C], k_rope [B, L, R], selected [B, T, K]
     positions, -1 for none. Work and memory are O(T K).
     """
-    batch, queries, topk = selected.shape
-    index = selected.clamp(min=0).long().view(batch, queries * topk, 1)
-    keys = latent.gather(1, index.expand(-1, -1, latent.shape[-1])).view(batch, queries, topk, -1)
-    ropes = k_rope.gather(1, index.expand(-1, -1, k_rope.shape[-1])).view(batch, queries, topk, -1)
+    start = (torch.arange(len(latent), device=selected.device) * latent.shape[1]).view(-1, 1, 1)
+    index = (selected.clamp(min=0) + start).flatten()
+    # Whole rows are taken, which is several times faster than gathering element by element.
+    keys = latent.flatten(0, 1).index_select(0, index).view(*selected.shape, -1)
+    ropes = k_rope.flatten(0, 1).index_select(0, index).view(*selected.shape, -1)
     logits = (q_latent @ keys.transpose(2, 3) + q_rope @ ropes.transpose(2, 3)) * scale
     logits = logits.masked_fill((selected < 0).unsqueeze(2), -torch.inf)
     return torch.softmax(logits, dim=-1, dtype=torch.float32).to(keys.dtype) @ keys

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from baleen.agent.task import Task
 from baleen.chat.encoding import encode
+from baleen.chat.messages import Message
 from baleen.chat.tokenizer import Tokenizer
 from baleen.pipeline.recipe import TrainSection
 from baleen.pipeline.stage import StageContext
@@ -80,9 +83,10 @@ def demonstrations(context: StageContext, tokenizer: Tokenizer, section: TrainSe
     """Solution-derived trajectories of the training tasks, by domain in the section's shares."""
     shares = {name: share for name, share in section.domains.model_dump().items() if share > 0}
     groups: dict[str, dict[str, list[Sample]]] = {name: {} for name in shares}
-    for task in load_tasks(context).train:
+    file = context.artefact("synthesis", "tasks.jsonl")
+    for task, told in _told(file, file.stat().st_mtime_ns):
         if task.domain in groups:
-            messages, tools = demonstrate(task), offered_tools(task)
+            messages, tools = list(told), offered_tools(task)
             if section.openings == "short" and tools:
                 messages, tools = [signatures(tools), *messages], []
             samples = demonstration_samples(messages, tools, task.thinking, tokenizer)
@@ -93,6 +97,13 @@ def demonstrations(context: StageContext, tokenizer: Tokenizer, section: TrainSe
         parts = [list(found.values())] if name == "tools" else [[group] for group in found.values()]
         pools += [Pool(shares[name] / len(parts), part) for part in parts]
     return fitting(pools, section.tree_length)
+
+
+@lru_cache(maxsize=1)
+def _told(file: Path, changed: int) -> list[tuple[Task, list[Message]]]:
+    """Every training task with its demonstration. Kept, because four stages of one process want the same of a file that
+    was last `changed` then."""
+    return [(task, demonstrate(task)) for task in TaskSet.load(file).train]
 
 
 def tokenizer_folder(context: StageContext) -> Path:
