@@ -144,6 +144,7 @@ class ReinforcementSection(Section):
     tasks_per_step: int = Field(default=8, gt=0, description="groups per step")
     group_size: int = Field(default=8, gt=1, description="episodes per task (G)")
     learning_rate: float = Field(default=1e-4, gt=0, description="learning rate")
+    max_norm: float = Field(default=1.0, gt=0, description="gradient norm that a step is scaled down to")
     clip: float = Field(default=0.2, gt=0, description="half-width of the ratio's clip range (epsilon)")
     beta: float = Field(default=0.001, ge=0, description="strength of the KL term")
     delta: float = Field(default=0.1, gt=0, description="mean log-ratio beyond which an A < 0 sequence is masked, nats")

@@ -40,6 +40,8 @@ class GrpoConfig:
     keep_sampling_mask: bool = True
     row_tokens: int = 4096
     minibatches: int = 1
+    max_norm: float = 1.0
+    """The gradient is scaled down to it. Each sequence counts as one, so a few short ones can outweigh all others."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def update(
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value * weight
             weights += weight
-        norm = max(norm, optimizer.step(learning_rate))
+        norm = max(norm, optimizer.step(learning_rate, max_norm=config.max_norm))
     figures = {name: value / weights for name, value in totals.items()}
     return figures | {"gradient_norm": norm, "rows": float(len(rows))}
 

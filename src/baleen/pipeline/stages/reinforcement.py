@@ -185,6 +185,7 @@ def objective_of(section: ReinforcementSection) -> GrpoConfig:
         keep_sampling_mask=section.keep_sampling_mask,
         row_tokens=section.row_tokens,
         minibatches=section.minibatches,
+        max_norm=section.max_norm,
     )
 
 
