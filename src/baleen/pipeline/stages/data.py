@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -81,21 +82,33 @@ def load_stream(context: StageContext, name: str) -> np.ndarray:
 
 def demonstrations(context: StageContext, tokenizer: Tokenizer, section: TrainSection) -> list[Pool]:
     """Solution-derived trajectories of the training tasks, by domain in the section's shares."""
-    shares = {name: share for name, share in section.domains.model_dump().items() if share > 0}
-    groups: dict[str, dict[str, list[Sample]]] = {name: {} for name in shares}
+    wanted = {name for name, share in section.domains.model_dump().items() if share > 0}
+    samples: list[tuple[Task, list[Sample]]] = []
     file = context.artefact("synthesis", "tasks.jsonl")
     for task, told in _told(file, file.stat().st_mtime_ns):
-        if task.domain in groups:
+        if task.domain in wanted:
             messages, tools = list(told), offered_tools(task)
             if section.openings == "short" and tools:
                 messages, tools = [signatures(tools), *messages], []
-            samples = demonstration_samples(messages, tools, task.thinking, tokenizer)
-            groups[task.domain].setdefault(task.environment, []).extend(samples)
+            samples.append((task, demonstration_samples(messages, tools, task.thinking, tokenizer)))
+    return pools_of(samples, section)
+
+
+def pools_of(found: Sequence[tuple[Task, list[Sample]]], section: TrainSection) -> list[Pool]:
+    """The samples of tasks by domain in the section's shares, in groups by environment, whose opening they share.
+
+    Raises `SampleError` when a domain has no sample that fits a row.
+    """
+    groups: dict[str, dict[str, list[Sample]]] = {}
+    for task, samples in found:
+        groups.setdefault(task.domain, {}).setdefault(task.environment, []).extend(samples)
     pools = []
-    for name, found in groups.items():
-        # Tool tasks share their domain's tokens as drawn; the few other environments share theirs evenly.
-        parts = [list(found.values())] if name == "tools" else [[group] for group in found.values()]
-        pools += [Pool(shares[name] / len(parts), part) for part in parts]
+    for name, share in section.domains.model_dump().items():
+        if share > 0 and name in groups:
+            environments = list(groups[name].values())
+            # Tool tasks share their domain's tokens as drawn; the few other environments share theirs evenly.
+            parts = [environments] if name == "tools" else [[samples] for samples in environments]
+            pools += [Pool(share / len(parts), part) for part in parts]
     return fitting(pools, section.tree_length)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from baleen.agent.episode import Episode
 from baleen.agent.policy import Sampling
 from baleen.agent.records import episode_to_json, write_jsonl
+from baleen.agent.task import Task
 from baleen.model.checkpoint import save_model
 from baleen.pipeline.recipe import Recipe, ReinforcementSection
 from baleen.pipeline.stage import StageContext
@@ -23,7 +24,7 @@ from baleen.rl.rewards import RewardConfig
 from baleen.rl.rollout import RolloutWorker
 from baleen.rl.samples import samples_from_episode
 from baleen.synthesis.trajectories import demonstrate, offered_tools
-from baleen.training.demonstrations import Pool, demonstration_samples, fitting
+from baleen.training.demonstrations import demonstration_samples
 from baleen.training.loop import restore, save
 from baleen.training.optimizer import Optimizer
 from baleen.training.records import MetricsLog
@@ -121,7 +122,7 @@ class DistillStage:
         recipe: Recipe = context.recipe
         tokenizer = data.load_tokenizer(context)
         tasks = data.load_tasks(context).train
-        groups: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+        found: list[tuple[Task, list[Sample]]] = []
         kept = asked = 0
         for name in ("specialist_tools", "specialist_arithmetic"):
             section: ReinforcementSection = getattr(recipe, name)
@@ -146,16 +147,13 @@ class DistillStage:
             right = [episode for episode in episodes if episode.scored and episode.rewards["outcome"] == 1.0]
             asked, kept = asked + len(episodes), kept + len(right)
             for index, episode in enumerate(right):
-                for sample in samples_from_episode(episode, group=0, advantage=1.0, index=index):
-                    where = groups[episode.task.domain][episode.task.environment]
-                    where.append(plain_sample(sample.tokens.tolist(), sample.sampled.tolist()))
+                samples = samples_from_episode(episode, group=0, advantage=1.0, index=index)
+                plain = [plain_sample(sample.tokens.tolist(), sample.sampled.tolist()) for sample in samples]
+                found.append((episode.task, plain))
         for task in [task for task in tasks if task.domain == "alignment"][: recipe.distill.tasks_per_specialist]:
-            groups["alignment"][task.environment] += demonstration_samples(
-                demonstrate(task), offered_tools(task), task.thinking, tokenizer
-            )
-        shares = recipe.distill.domains.model_dump()
-        pools = [Pool(shares[name], list(found.values())) for name, found in groups.items() if shares[name] > 0]
-        result = fine_tune(context, recipe.distill, "cold_start", fitting(pools, recipe.distill.tree_length))
+            told = demonstration_samples(demonstrate(task), offered_tools(task), task.thinking, tokenizer)
+            found.append((task, told))
+        result = fine_tune(context, recipe.distill, "cold_start", data.pools_of(found, recipe.distill))
         return {**result, "trajectories_asked": asked, "trajectories_verified": kept}
 
 
