@@ -14,7 +14,7 @@ from baleen.synthesis.arithmetic import Calculator
 from baleen.synthesis.catalogue import TaskSet, synthesise
 from baleen.synthesis.environments import MissingTool, make_environment, truth
 from baleen.synthesis.solution import SolutionError, run_solution
-from baleen.synthesis.trajectories import demonstrate, offered_tools, signatures
+from baleen.synthesis.trajectories import demonstrate, offered_tools
 from baleen.synthesis.validate import plain_call, validate
 
 
@@ -74,12 +74,6 @@ def test_a_demonstration_names_what_each_result_gave(catalogue):
                 if after.tool_calls and before.role == "tool":
                     assert " is " in (after.reasoning_content or "")
             assert messages[-1].content in (messages[-1].reasoning_content or "")
-
-
-def test_signatures_name_every_offered_tool_with_its_arguments(catalogue):
-    task = next(task for task in catalogue.train if task.environment == "library")
-    line = signatures(offered_tools(task)).content
-    assert line == "Tools: book_find(title), author_find(id), city_find(id), compare(a, b), add(a, b)"
 
 
 def test_a_demonstration_repeats(catalogue):

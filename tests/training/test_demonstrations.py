@@ -98,7 +98,7 @@ def made_up(kind, rng):
     return plain_sample([0, kind, *rng.integers(20, 99, 18).tolist()], [False] * 10 + [True] * 10)
 
 
-def kinds_drawn(pools, draws=200, tokens=180):
+def kinds_drawn(pools, draws, tokens):
     """How often each kind (a sample's second token) was drawn."""
     drawn = np.zeros(10)
     for seed in range(draws):
@@ -116,14 +116,14 @@ def kinds_drawn(pools, draws=200, tokens=180):
 def test_every_sample_of_a_pool_is_as_likely_however_the_groups_are_cut():
     rng = np.random.default_rng(0)
     groups = [[made_up(kind, rng) for _ in range(10 + 5 * kind)] for kind in range(10)]
-    per_sample = kinds_drawn([Pool(1.0, groups)]) / [len(group) for group in groups]
+    per_sample = kinds_drawn([Pool(1.0, groups)], draws=2000, tokens=180) / [len(group) for group in groups]
     assert per_sample.min() > 0.7 * per_sample.mean()
     assert per_sample.max() < 1.3 * per_sample.mean()
 
 
 def test_pools_get_their_share_of_the_tokens():
     rng = np.random.default_rng(0)
-    pools = [Pool(share, [[made_up(kind, rng) for _ in range(30)]]) for kind, share in ((1, 3.0), (2, 1.0))]
+    pools = [Pool(share, [[made_up(kind, rng) for _ in range(2000)]]) for kind, share in ((1, 3.0), (2, 1.0))]
     drawn = kinds_drawn(pools, draws=20, tokens=4000)
     assert 2.7 < drawn[1] / drawn[2] < 3.3
 

@@ -2,9 +2,9 @@
 
 Two readings of the same vocabulary live side by side. In the special one, `<｜User｜>` is a token; in the plain one it
 is nothing but its characters, so text from outside can never forge a turn. Digits are cut into pairs from the left,
-whatever stands beside them, so a number is the same few tokens everywhere; spaces stand alone, so a word is the same
-tokens in a sentence, in quotes and in a call. Segments are tokenised one by one: what the model sampled never merges
-with what it was given, and boundaries in training are those of sampling.
+whatever stands beside them, so a number is the same few tokens everywhere; a word never takes a space along, so it is
+the same tokens in a sentence, in quotes and in a call. Segments are tokenised one by one: what the model sampled never
+merges with what it was given, and boundaries in training are those of sampling.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baleen.chat.encoding import Segment
-from baleen.chat.markup import BOS, EOS, PAD, SPECIAL_TOKENS, THINK, THINK_END
+from baleen.chat.markup import BOS, EOS, FIXED_TEXTS, PAD, SPECIAL_TOKENS, THINK, THINK_END
 
 if TYPE_CHECKING:
     import tokenizers
+
+PIECES = r"\d{1,2}|\p{L}+| ?[^\s\p{L}\d]+ ?|\s+"
+"""What merges stay inside: pairs of digits, words, punctuation with a space on either side, white space."""
 
 CACHED_TEXTS = 32_768
 CACHED_LENGTH = 256
@@ -53,32 +56,32 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
         """Learns merges from `texts`; the same texts give the same tokenizer.
 
-        The vocabulary is at most `vocab_size`: special tokens first, then the 256 bytes, then merges. It stays smaller
-        where the texts hold fewer pairs.
+        The vocabulary is at most `vocab_size`: special tokens first, then the 256 bytes, then merges, at last the
+        format's fixed texts. It stays smaller where the texts hold fewer pairs.
         """
-        from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+        from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Backend
 
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        least = len(SPECIAL_TOKENS) + len(alphabet)
+        least = len(SPECIAL_TOKENS) + len(alphabet) + len(FIXED_TEXTS)
         if vocab_size < least:
-            raise TokenizerError(f"vocab_size is {vocab_size}; special tokens and bytes alone need {least}")
+            raise TokenizerError(f"vocab_size is {vocab_size}; bytes and the format's own tokens alone need {least}")
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(r"\d{1,2}"), "isolated"),
-                pre_tokenizers.Split(Regex(" +"), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
+                pre_tokenizers.Split(Regex(PIECES), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
+            vocab_size=vocab_size - len(FIXED_TEXTS),
             special_tokens=list(SPECIAL_TOKENS),
             initial_alphabet=sorted(alphabet),
             show_progress=False,
         )
         backend.train_from_iterator(_ordinary_text(texts), trainer=trainer)
+        backend.add_tokens([AddedToken(text, normalized=False) for text in FIXED_TEXTS])
         return cls(backend)
 
     @classmethod
@@ -155,8 +158,8 @@ def _without_added_tokens(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer
 
 
 def _ordinary_text(texts: Iterable[str]) -> Iterator[str]:
-    """What merges are learned from: special tokens never need any, so their spelling is cut out."""
-    spellings = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+    """What merges are learned from: tokens of the format never need any, so their spelling is cut out."""
+    spellings = re.compile("|".join(map(re.escape, (*FIXED_TEXTS, *SPECIAL_TOKENS))))
     for text in texts:
         yield from filter(None, spellings.split(_without_surrogates(text)))
 

@@ -25,7 +25,7 @@ class RunSection(Section):
 
     seed: int = Field(default=0, ge=0, description="root of every stage's seed")
     dtype: Literal["float32", "bfloat16"] = Field(
-        default="bfloat16", description="type of the matrix products while training"
+        default="float32", description="type of the matrix products while training"
     )
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 takes torch's own choice")
 
@@ -106,12 +106,8 @@ class TrainSection(Section):
     tokens_per_step: int = Field(default=8192, gt=0, description="distinct tokens per optimiser step")
     sequence_length: int = Field(default=512, gt=0, description="tokens per text sequence")
     tree_length: int = Field(default=1536, gt=0, description="tokens per row of demonstrations that share prefixes")
-    tools_share: float = Field(default=0.5, ge=0, le=1, description="share of the tokens that are demonstrations")
-    repeats_share: float = Field(default=0.0, ge=0, le=1, description="share of the tokens that are repeated segments")
+    tools_share: float = Field(default=0.5, gt=0, lt=1, description="share of the tokens that are demonstrations")
     repeats_steps: int = Field(default=0, ge=0, description="leading steps that are repeated segments alone")
-    openings: Literal["full", "short"] = Field(
-        default="full", description="how demonstrations show their tools: full schemas, or one line of signatures"
-    )
     domains: DomainShares = Field(
         default=DomainShares(tools=0.7, arithmetic=0.2, alignment=0.1),
         description="what the demonstrations are drawn from, in tokens",
@@ -120,14 +116,6 @@ class TrainSection(Section):
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")
     checkpoint_every: int = Field(default=50, gt=0, description="steps between checkpoints")
-
-    @model_validator(mode="after")
-    def _shares_fit(self) -> Self:
-        if self.tools_share + self.repeats_share > 1:
-            raise ValueError(
-                f"tools_share {self.tools_share} and repeats_share {self.repeats_share} are more than 1 together"
-            )
-        return self
 
 
 class DistillSection(TrainSection):

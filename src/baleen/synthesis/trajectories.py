@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -64,13 +64,6 @@ def demonstrate(task: Task) -> list[Message]:
 def offered_tools(task: Task, python: Python | None = None) -> list[ToolSpec]:
     """The tools that a demonstration's conversation has on offer; without `python` the interpreter's schema alone."""
     return _finish(SyntheticEnvironment(task, python=python or _CALCULATOR).reset(task))[1]
-
-
-def signatures(tools: Sequence[ToolSpec]) -> Message:
-    """The tools as a system message of one line, `Tools: book_find(title), add(a, b)`: a tenth of the tokens of their
-    schemas and of the instructions around them, for learning from many short conversations before few long ones."""
-    shown = (f"{tool.name}({', '.join(tool.function.get('parameters', {}).get('properties', {}))})" for tool in tools)
-    return Message(role="system", content=f"Tools: {', '.join(shown)}")
 
 
 def _thoughts(task: Task, run: Run) -> list[str | None]:

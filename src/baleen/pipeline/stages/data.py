@@ -16,7 +16,7 @@ from baleen.chat.tokenizer import Tokenizer
 from baleen.pipeline.recipe import TrainSection
 from baleen.pipeline.stage import StageContext
 from baleen.synthesis.catalogue import TaskSet, synthesise
-from baleen.synthesis.trajectories import demonstrate, offered_tools, signatures
+from baleen.synthesis.trajectories import demonstrate, offered_tools
 from baleen.training import text
 from baleen.training.demonstrations import Pool, demonstration_samples, fitting
 from baleen.training.sample import Sample
@@ -55,8 +55,8 @@ class TokenizerStage:
         conversations = [
             encode(demonstrate(task), offered_tools(task), task.thinking) for task in load_tasks(context).train[:1000]
         ]
-        # An eighth of the corpus settles 2,000 merges as well as all of it.
-        tokenizer = Tokenizer.train([*training[::8], *conversations], recipe.tokenizer.vocab_size)
+        # Few documents settle the merges of text; most merges are wanted for the words of conversations.
+        tokenizer = Tokenizer.train([*training[::32], *conversations], recipe.tokenizer.vocab_size)
         tokenizer.save(context.folder / "tokenizer")
         context.progress.update(2, 4)
         streams = {"train": text.tokenise(training, tokenizer), "validation": text.tokenise(validation, tokenizer)}
@@ -87,10 +87,7 @@ def demonstrations(context: StageContext, tokenizer: Tokenizer, section: TrainSe
     file = context.artefact("synthesis", "tasks.jsonl")
     for task, told in _told(file, file.stat().st_mtime_ns):
         if task.domain in wanted:
-            messages, tools = list(told), offered_tools(task)
-            if section.openings == "short" and tools:
-                messages, tools = [signatures(tools), *messages], []
-            samples.append((task, demonstration_samples(messages, tools, task.thinking, tokenizer)))
+            samples.append((task, demonstration_samples(told, offered_tools(task), task.thinking, tokenizer)))
     return pools_of(samples, section)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from baleen.chat.markup import SPECIAL_TOKENS
 from baleen.chat.tokenizer import Tokenizer
 from baleen.evaluation.sparsity import measure_sparsity, text_loss
 from baleen.model.checkpoint import load_model, save_model
@@ -30,7 +29,7 @@ from baleen.training.losses import Objective
 from baleen.training.machine import prepare_machine
 from baleen.training.needles import plant_in_rows
 from baleen.training.records import write_json_atomic
-from baleen.training.repeats import alphabet, repeat_batch
+from baleen.training.repeats import alphabet, by_frequency, repeat_batch
 
 VALIDATION_ROWS = 16
 NEEDLE_SHARE = 0.25
@@ -178,28 +177,22 @@ def course(section: TrainSection) -> Schedule:
 
 
 def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Tokenizer) -> Callable[[int], list[Batch]]:
-    """Text rows, tree rows of demonstrations and repeats in the section's shares; step -> its batches."""
+    """step -> its batches: repeats alone in the leading steps, then text and demonstrations in the section's shares."""
     stream = data.load_stream(context, "train")
-    pools = data.demonstrations(context, tokenizer, section) if section.tools_share else []
+    pools = data.demonstrations(context, tokenizer, section)
     tool_tokens = int(section.tokens_per_step * section.tools_share)
-    repeat_tokens = int(section.tokens_per_step * section.repeats_share)
-    text_tokens = section.tokens_per_step - tool_tokens - repeat_tokens
-    rows = max(1, text_tokens // section.sequence_length)
+    rows = max(1, (section.tokens_per_step - tool_tokens) // section.sequence_length)
     per_forward = max(1, MICRO_TOKENS // section.sequence_length)
     root = context.recipe.run.seed * 1_000_003
-    every = range(len(SPECIAL_TOKENS), len(tokenizer))
+    ids = by_frequency(sample.tokens for pool in pools for group in pool.groups for sample in group)
 
     def batches(step: int) -> list[Batch]:
         if step < section.repeats_steps:
-            return [repeat_batch(section.tokens_per_step, alphabet(every, step), root + step)]
+            return [repeat_batch(alphabet(ids, step), root + step)]
         drawn = text.rows(stream, rows, section.sequence_length, root + step)
         drawn = plant_in_rows(drawn, NEEDLE_SHARE, tokenizer, root + step)
         made = [text_batch(drawn[i : i + per_forward]) for i in range(0, rows, per_forward)]
-        if pools:
-            made += demonstration_batches(pools, row_tokens=section.tree_length, tokens=tool_tokens, seed=root + step)
-        if repeat_tokens:
-            made.append(repeat_batch(repeat_tokens, every, root + step))
-        return made
+        return made + demonstration_batches(pools, row_tokens=section.tree_length, tokens=tool_tokens, seed=root + step)
 
     return batches
 
