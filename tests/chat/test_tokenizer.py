@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baleen.chat import Segment, Tokenizer, TokenizerError, encode, segments
-from baleen.chat.markup import SPECIAL_TOKENS
+from baleen.chat.markup import FIXED_TEXTS, SPECIAL_TOKENS, TOOLS_BEFORE
 
 TEXTS = [
     f"The {kind} of {city} on day {day} is {day * 37}. Ask <think> again?\n\n"
@@ -77,7 +77,42 @@ def test_a_number_is_the_same_pairs_of_digits_wherever_it_stands():
     assert tokenizer.encode("day 42,")[-2:-1] == tokenizer.encode("b42")[-1:] == pair
 
 
-@pytest.mark.parametrize("size", [264, 512, 1024])
+def test_what_the_format_always_writes_alike_is_one_token_and_only_when_the_format_writes_it(tokenizer):
+    for text in FIXED_TEXTS:
+        assert len(tokenizer.encode(text)) == 1
+        assert len(tokenizer.encode(text, special=False)) > 1
+        assert (
+            tokenizer.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text, special=False)) == text
+        )
+
+
+def test_a_call_costs_its_name_its_values_and_a_few_tokens():
+    texts = ["get q n 12"] * 9
+    tokenizer = Tokenizer.train(texts, 400)
+    turn = {"role": "assistant", "content": "", "tool_calls": [TURN["tool_calls"][0] | {"id": "b"}]}
+    turn["tool_calls"][0]["function"] = {"name": "get", "arguments": json.dumps({"q": "n", "n": 12})}
+    _, sampled = tokenizer.encode_segments(segments([USER, turn], thinking=False))
+    # opening, get, ">parameter, q, string, n, next parameter, n, not a string, 12, end of all, end of sentence
+    assert sum(sampled) == 12
+
+
+def test_the_paragraph_about_tools_is_one_token(tokenizer):
+    tools = [{"type": "function", "function": {"name": "get", "parameters": {}}}]
+    with_tools, _ = tokenizer.encode_segments(segments([USER], tools))
+    plain = tokenizer.encode("".join(s.text for s in segments([USER], tools)).replace(TOOLS_BEFORE, ""))
+    assert len(with_tools) < len(plain) + 5
+
+
+def test_a_word_is_the_same_tokens_in_a_sentence_in_quotes_and_in_camel_case():
+    tokenizer = Tokenizer.train(['the TaRoBi of "TaRoBi" > TaRoBi, (TaRoBi)'] * 9, 330)
+    word = tokenizer.encode("TaRoBi")
+    assert len(word) == 3
+    for text in ("the TaRoBi", '"TaRoBi"', "(TaRoBi)", "of TaRoBi."):
+        ids = tokenizer.encode(text)
+        assert any(ids[i : i + 3] == word for i in range(len(ids) - 2))
+
+
+@pytest.mark.parametrize("size", [276, 512, 1024])
 def test_the_same_texts_give_the_same_tokenizer_within_its_size(tmp_path, size):
     for name in ("a", "b"):
         Tokenizer.train(iter(TEXTS), size).save(tmp_path / name)
@@ -86,8 +121,8 @@ def test_the_same_texts_give_the_same_tokenizer_within_its_size(tmp_path, size):
 
 
 def test_too_small_a_vocabulary_and_a_missing_file_say_what_to_do(tmp_path):
-    with pytest.raises(TokenizerError, match="264"):
-        Tokenizer.train(TEXTS, 263)
+    with pytest.raises(TokenizerError, match="276"):
+        Tokenizer.train(TEXTS, 275)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         Tokenizer.load(tmp_path)
 

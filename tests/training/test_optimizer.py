@@ -47,6 +47,19 @@ def test_every_trainable_parameter_moves_and_no_frozen_one():
         assert torch.equal(value, before[name]) != (".indexer." in name), name
 
 
+def test_gains_move_at_their_own_rate():
+    moved = {}
+    for ratio in (1.0, 8.0):
+        model = tiny_model()
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        optimizer = Optimizer(model.named_parameters(), muon=False, gain_ratio=ratio, weight_decay=0.0)
+        set_gradients(model, 0)
+        optimizer.step(1e-3)
+        moved[ratio] = {name: (value - before[name]).norm().item() for name, value in model.named_parameters()}
+    for name, value in model.named_parameters():
+        assert moved[8.0][name] == pytest.approx(moved[1.0][name] * (8 if value.dim() < 2 else 1), rel=1e-3), name
+
+
 def test_embeddings_head_router_and_vectors_are_not_orthogonalised():
     model = tiny_model()
     matrices = {id(matrix) for matrix in Optimizer(model.named_parameters()).matrices}

@@ -26,11 +26,11 @@ class BarrierPolicy(Protocol):
     and with them the last bits of its numbers, do not depend on how fast the environments are."""
 
     def episode_started(self) -> None:
-        """One more episode will ask. Called for all episodes of `run_episodes` before the first `complete`."""
+        """One more place for episodes, whose episode will ask. Called for all of them before the first `complete`."""
         ...
 
     def episode_ended(self) -> None:
-        """One of them will not ask any more."""
+        """One of the places will not ask any more."""
         ...
 
 
@@ -40,7 +40,11 @@ async def run_episode(
     """One attempt at `task`, judged. `index` numbers attempts that share one `sampling`: each has seeds of its own."""
     if isinstance(policy, BarrierPolicy):
         policy.episode_started()
-    return await _run_started(task, environment, policy, sampling, max_turns, index)
+    try:
+        return await _run_started(task, environment, policy, sampling, max_turns, index)
+    finally:
+        if isinstance(policy, BarrierPolicy):
+            policy.episode_ended()
 
 
 async def run_episodes(
@@ -50,30 +54,44 @@ async def run_episodes(
     samplings: Sequence[Sampling],
     *,
     max_turns: int,
+    at_once: int | None = None,
     on_done: Callable[[int, Episode], None] | None = None,
 ) -> list[Episode]:
-    """All attempts at once, task i with sampling i; episodes in the order of `tasks`. `on_done(i, episode)` hears of
-    each as it ends. An exception that is no `InfrastructureError` stops the others and is raised."""
+    """All attempts, task i with sampling i, `at_once` of them (None: all) side by side; episodes in the order of
+    `tasks`. `on_done(i, episode)` hears of each as it ends. An exception that is no `InfrastructureError` stops the
+    others and is raised."""
     if len(tasks) != len(samplings):
         raise ValueError(f"{len(tasks)} tasks but {len(samplings)} samplings; give one for each task")
-    environments = [make_environment(task) for task in tasks]
+    episodes: dict[int, Episode] = {}
+    indices = iter(range(len(tasks)))
+    width = min(len(tasks), at_once or len(tasks))
     if isinstance(policy, BarrierPolicy):
-        for _ in tasks:
+        for _ in range(width):
             policy.episode_started()
 
-    async def attempt(index: int) -> Episode:
-        episode = await _run_started(tasks[index], environments[index], policy, samplings[index], max_turns, 0)
-        if on_done is not None:
-            on_done(index, episode)
-        return episode
+    async def work() -> None:
+        # One episode after the other. The barrier counts the place, not the episode: between two of them the engine
+        # waits, or its batches would depend on how fast an environment was.
+        try:
+            for index in indices:
+                task = tasks[index]
+                episodes[index] = await _run_started(
+                    task, make_environment(task), policy, samplings[index], max_turns, 0
+                )
+                if on_done is not None:
+                    on_done(index, episodes[index])
+        finally:
+            if isinstance(policy, BarrierPolicy):
+                policy.episode_ended()
 
-    running = [asyncio.ensure_future(attempt(index)) for index in range(len(tasks))]
+    running = [asyncio.ensure_future(work()) for _ in range(width)]
     try:
-        return list(await asyncio.gather(*running))
+        await asyncio.gather(*running)
     finally:
         for one in running:
             one.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+    return [episodes[index] for index in range(len(tasks))]
 
 
 def turn_seed(seed: int, turn: int, index: int = 0) -> int:
@@ -88,11 +106,7 @@ async def _run_started(
     began = time.monotonic()
     talk = _Conversation(task)
     try:
-        try:
-            status = await talk.hold(environment, policy, sampling, max_turns, index)
-        finally:
-            if isinstance(policy, BarrierPolicy):
-                policy.episode_ended()
+        status = await talk.hold(environment, policy, sampling, max_turns, index)
         rewards = await environment.verify(talk.episode(status, time.monotonic() - began))
     except InfrastructureError:
         return talk.episode("infrastructure_error", time.monotonic() - began)

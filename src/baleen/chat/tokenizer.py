@@ -23,8 +23,9 @@ from baleen.chat.markup import BOS, EOS, FIXED_TEXTS, PAD, SPECIAL_TOKENS, THINK
 if TYPE_CHECKING:
     import tokenizers
 
-PIECES = r"\d{1,2}|\p{L}+| ?[^\s\p{L}\d]+ ?|\s+"
-"""What merges stay inside: pairs of digits, words, punctuation with a space on either side, white space."""
+PIECES = r"\d{1,2}|\p{Lu}?\p{Ll}+|\p{L}+| ?[^\s\p{L}\d]+ ?|\s+"
+"""What merges stay inside: pairs of digits, words (camelCase is several), punctuation with a space on either side, and
+white space."""
 
 CACHED_TEXTS = 32_768
 CACHED_LENGTH = 256

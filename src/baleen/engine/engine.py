@@ -128,11 +128,11 @@ class Engine:
         """Takes waiting requests that need not wait for one another's prefill, and copies their cached prefixes."""
         wave: list[Sequence] = []
         later: list[Sequence] = []
-        for sequence in self.waiting:
-            free = [slot for slot, record in enumerate(self.records) if not record.busy]
+        free = {slot for slot, record in enumerate(self.records) if not record.busy}
+        for index, sequence in enumerate(self.waiting):
             if not free:
-                later.append(sequence)
-                continue
+                later += self.waiting[index:]
+                break
             reach = [record.common_prefix(sequence.prompt) for record in self.records]
             best = max(range(len(reach)), key=lambda slot: (reach[slot], not self.records[slot].busy, -slot))
             siblings = (_common(sequence.prompt, other.prompt) for other in wave)
@@ -145,6 +145,7 @@ class Engine:
                 self.cache.copy_prefix(best, slot, reach[best])
             self.records[slot].copy_prefix(self.records[best], reach[best])
             self.records[slot].busy = True
+            free.remove(slot)
             sequence.slot, sequence.reused = slot, reach[best]
             wave.append(sequence)
         self.waiting = later

@@ -89,6 +89,7 @@ class SynthesisSection(Section):
     train_tasks: int = Field(default=2000, gt=0, description="tasks for training")
     test_tasks: int = Field(default=200, gt=0, description="unseen tasks in trained environments")
     unseen_tasks: int = Field(default=100, gt=0, description="tasks in the environment that is never trained on")
+    invented: int = Field(default=24, ge=0, description="invented environments beside the four declared ones")
 
 
 class DomainShares(Section):
@@ -107,6 +108,9 @@ class TrainSection(Section):
     sequence_length: int = Field(default=512, gt=0, description="tokens per text sequence")
     tree_length: int = Field(default=1536, gt=0, description="tokens per row of demonstrations that share prefixes")
     tools_share: float = Field(default=0.5, gt=0, lt=1, description="share of the tokens that are demonstrations")
+    text_weight: float = Field(
+        default=1.0, gt=0, description="weight of a prediction in text beside one in a demonstration"
+    )
     repeats_steps: int = Field(default=0, ge=0, description="leading steps that are repeated segments alone")
     domains: DomainShares = Field(
         default=DomainShares(tools=0.7, arithmetic=0.2, alignment=0.1),
@@ -122,6 +126,7 @@ class DistillSection(TrainSection):
     """Fine-tuning on what the specialists got right."""
 
     tasks_per_specialist: int = Field(default=256, gt=0, description="tasks that each specialist is asked")
+    attempts: int = Field(default=1, gt=0, description="attempts at a task until one is right")
 
 
 class ReinforcementSection(Section):
@@ -132,6 +137,7 @@ class ReinforcementSection(Section):
     tasks_per_step: int = Field(default=8, gt=0, description="groups per step")
     group_size: int = Field(default=8, gt=1, description="episodes per task (G)")
     learning_rate: float = Field(default=1e-4, gt=0, description="learning rate")
+    gain_ratio: float = Field(default=1.0, gt=0, description="learning rate of the norms' gains over the weights'")
     max_norm: float = Field(default=1.0, gt=0, description="gradient norm that a step is scaled down to")
     clip: float = Field(default=0.2, gt=0, description="half-width of the ratio's clip range (epsilon)")
     beta: float = Field(default=0.001, ge=0, description="strength of the KL term")

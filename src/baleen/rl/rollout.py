@@ -44,7 +44,18 @@ class RolloutWorker:
         def environment(task: Task) -> Environment:
             return make_environment(task, self.python)
 
-        return asyncio.run(run_episodes(every, environment, self.policy, samplings, max_turns=max_turns))
+        episodes: list[Episode] = []
+
+        async def collect() -> None:
+            # Not returned: asyncio.run writes a finished task's result out as text, and this one takes it 0.2 s.
+            # No more at once than there are slots: a next turn that had to wait would find its cache given away.
+            slots = len(self.engine.records)
+            episodes.extend(
+                await run_episodes(every, environment, self.policy, samplings, max_turns=max_turns, at_once=slots)
+            )
+
+        asyncio.run(collect())
+        return episodes
 
     def close(self) -> None:
         """Ends the sandbox."""

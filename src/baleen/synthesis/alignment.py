@@ -14,9 +14,9 @@ from baleen.synthesis.arithmetic import Problem
 LANGUAGES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
 FORMS = {
     "plain": ("plain", "as a plain word"),
-    "upper": ("in upper case", "in capitals"),
     "json": ('as JSON {"answer":"..."}', 'as JSON under the key "answer"'),
     "brackets": ("in [brackets]", "between [ and ]"),
+    "parentheses": ("in (parentheses)", "between ( and )"),
 }
 PHRASINGS = ("Write {0} in {1}, {2}.", "{0} in {1}, {2}, please.", "Say {0} in {1}. Answer {2}.")
 _LEXICON = {
@@ -52,7 +52,7 @@ def expected(items: list[str], language: str, form: str) -> str:
     words = words_for(items, language)
     if form == "json":
         return json.dumps({"answer": words}, ensure_ascii=False, separators=(",", ":"))
-    return {"plain": words, "upper": words.upper(), "brackets": f"[{words}]"}[form]
+    return {"plain": words, "brackets": f"[{words}]", "parentheses": f"({words})"}[form]
 
 
 def words_for(items: list[str], language: str) -> str:

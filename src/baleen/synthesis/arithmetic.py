@@ -47,10 +47,10 @@ class Problem:
 
 
 def mental(rng: random.Random, difficulty: int) -> Problem:
-    """A running sum of `difficulty` additions, below 40; half of them modulo 10."""
+    """A running sum of `difficulty` additions of different digits, below 20; half of them modulo 10."""
     while True:
-        digits = [rng.randint(1, 9) for _ in range(difficulty + 1)]
-        if sum(digits) < 40:
+        digits = rng.sample(range(1, 10), difficulty + 1)
+        if sum(digits) < 20:
             break
     modulo = rng.random() < 0.5
     steps, total = [], digits[0]

@@ -20,7 +20,9 @@ from baleen.chat.messages import Message
 from baleen.synthesis.alignment import wording
 from baleen.synthesis.arithmetic import Problem, interpreted, mental
 from baleen.synthesis.environments import ALIGNMENT, MENTAL, PYTHON
-from baleen.synthesis.expressions import plan, solution, sql
+from baleen.synthesis.expressions import solution, sql
+from baleen.synthesis.rewriting import plans
+from baleen.synthesis.solution import run_solution
 from baleen.synthesis.templates import SHAPES, Draw
 from baleen.synthesis.validate import validate
 from baleen.synthesis.world import World
@@ -180,6 +182,7 @@ class _Maker:
         number = rng.randrange(10**6) * len(SPLITS) + SPLITS.index(self.split)
         rows = database(where.name, number)
         question = rng.choice(SHAPES[difficulty])(Draw(rows, rng))
+        source = solution(question.expression, where)
         return Task(
             id=name,
             family="general",
@@ -194,8 +197,8 @@ class _Maker:
                 "database": number,
                 "tools": list(where.tool_names),
                 "template": question.template,
-                "plan": plan(question.expression),
-                "solution": solution(question.expression, where),
+                "plans": plans(question.expression, where, run_solution(source, rows.call).steps),
+                "solution": source,
                 "query": f"select {sql(question.expression)}",
                 "language": "en",
             },

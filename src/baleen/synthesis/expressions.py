@@ -38,13 +38,14 @@ class Plus:
 class Choice:
     """`then` if left is more than right, else `other`."""
 
-    left: Read
-    right: Read | int
+    left: Expression
+    right: Expression
     then: Read
     other: Read
 
 
-Expression = Read | Plus | Choice | int
+Expression = Read | Plus | Choice | int | str
+"""A number or a name is its own value."""
 
 
 def english(expression: Expression) -> str:
@@ -65,12 +66,11 @@ def path(read: Read) -> str:
 
 def condition(choice: Choice) -> str:
     """What the choice hangs on, as a clause."""
-    right = english(choice.right) if isinstance(choice.right, Read) else str(choice.right)
-    return f"{english(choice.left)} is above {right}"
+    return f"{english(choice.left)} is above {english(choice.right)}"
 
 
 def plan(expression: Expression) -> str:
-    """The expression in the order in which it is worked out: `book Tarobi > author > age plus 40`."""
+    """The expression in the order in which it is worked out: `book TaRoBi > author > age plus 40`."""
     if isinstance(expression, Read):
         before = plan(expression.of) if isinstance(expression.of, Read) else expression.subject
         return f"{before} > {expression.field}"
@@ -128,8 +128,8 @@ class _Writer:
 
     def value(self, expression: Expression, indent: str) -> str:
         """A name or literal that holds the value, after the statements that fetch it."""
-        if isinstance(expression, int):
-            return str(expression)
+        if isinstance(expression, int | str):
+            return repr(expression)
         if expression not in self.values:
             if isinstance(expression, Read):
                 source = f'{self.row(expression, indent)}["{expression.field}"]'

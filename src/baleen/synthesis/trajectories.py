@@ -1,9 +1,9 @@
 """Demonstrations: a task's solution, run on the task's real environment, told as a conversation.
 
-The loop that they teach: lay out the plan, call, name what came back, call again with it, answer. The reasoning is
-short and worded in one way only: what a small model learns is what to say, not which of three phrases comes next.
-Every value that a call or an answer needs stands in the text right before it. In non-thinking mode the calls and the
-answer come without a word.
+The loop that they teach: lay out the plan, call, name what came back, write down what is left of the plan, call again,
+answer. The reasoning is short and worded in one way only: what a small model learns is what to say, not which of three
+phrases comes next. Every value that a call or an answer needs stands in the text right before it, and so does what is
+still to do. In non-thinking mode the calls and the answer come without a word.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine
-from itertools import pairwise
 from typing import Any, TypeVar
 
 from baleen.agent.task import Task
 from baleen.chat.messages import FunctionCall, Message, ToolCall, ToolSpec
 from baleen.synthesis.alignment import LANGUAGES, words_for
 from baleen.synthesis.arithmetic import Calculator
-from baleen.synthesis.environments import ALIGNMENT, MENTAL, PYTHON, Python, SyntheticEnvironment, judge
+from baleen.synthesis.environments import ALIGNMENT, MENTAL, Python, SyntheticEnvironment, judge
 from baleen.synthesis.solution import Run, Step, run_solution
 
-PLANNED = "{0}. First {1} {2}."
-FIRST = "First {0} {1}."
-ONWARD = "{0}. Now {1} {2}."
+CALL = "Now {0} {1}."
 DONE = "{0}. Done."
 
 _CALCULATOR = Calculator()
@@ -72,16 +69,12 @@ def _thoughts(task: Task, run: Run) -> list[str | None]:
         return [_wording_thought(task, run.answer)]
     if task.environment == MENTAL:
         return [DONE.format(", ".join(task.metadata["steps"]))]
-    first = run.steps[0]
-    thoughts: list[str | None]
-    if task.environment == PYTHON:
-        thoughts = [FIRST.format(first.tool, _given(first))]
-    else:
-        thoughts = [PLANNED.format(task.metadata["plan"], first.tool, _given(first))]
-    for step, following in pairwise(run.steps):
-        thoughts.append(ONWARD.format(_seen(step), following.tool, _given(following)))
-    thoughts.append(DONE.format(_seen(run.steps[-1])))
-    return thoughts
+    seen = ["", *(_seen(step) for step in run.steps)]
+    left = task.metadata.get("plans", [""] * len(seen))
+    thoughts: list[str | None] = []
+    for step, known, plan in zip(run.steps, seen, left, strict=False):
+        thoughts.append(". ".join(filter(None, (known, plan, CALL.format(step.tool, _given(step))))))
+    return [*thoughts, DONE.format(seen[-1])]
 
 
 def _seen(step: Step) -> str:

@@ -2,8 +2,8 @@
 
 A `World` is a declaration (worlds.py holds them); this file is the machinery that they share. The same world has as
 many databases as there are seeds, so nothing about a database can be learnt by heart: names are two or three syllables
-out of thousands, ids a letter and two digits, numbers at most three digits. The policy reaches the data through the
-tools only.
+out of thousands, each with a capital as in `TaRoBi` so that a tokenizer cuts them there, ids a letter and two digits,
+numbers at most three digits. The policy reaches the data through the tools only.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Table:
         return self.by == ("id",)
 
     def subject(self, key: tuple[str, ...]) -> str:
-        """A row in words: `book Tarobi`, `trip Melu to Rano`."""
+        """A row in words: `book TaRoBi`, `trip Melu to Rano`."""
         return f"{self.noun} {' to '.join(key)}"
 
     def field(self, name: str) -> Field:
@@ -178,8 +178,8 @@ def _spelled(length: int, number: int) -> str:
     syllables = []
     for _ in range(length):
         number, index = divmod(number, len(SYLLABLES))
-        syllables.append(SYLLABLES[index])
-    return "".join(syllables).capitalize()
+        syllables.append(SYLLABLES[index].capitalize())
+    return "".join(syllables)
 
 
 def compare(a: int, b: int) -> dict[str, Any]:

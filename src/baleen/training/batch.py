@@ -45,13 +45,13 @@ class Batch:
         return self.tokens.numel()
 
 
-def text_batch(rows: np.ndarray) -> Batch:
-    """Causal rows [B, S] in which every following token is predicted."""
+def text_batch(rows: np.ndarray, weight: float = 1.0) -> Batch:
+    """Causal rows [B, S] in which every following token is predicted, each with `weight`."""
     tokens = torch.from_numpy(rows.astype(np.int64))
     count, length = tokens.shape
     source = (torch.arange(count).unsqueeze(1) * length + torch.arange(length - 1)).flatten()
     target = tokens[:, 1:].flatten()
-    return Batch(tokens, source, target, torch.ones(len(target)), kind="text")
+    return Batch(tokens, source, target, torch.full((len(target),), weight), kind="text")
 
 
 def tree_batch(

@@ -22,7 +22,8 @@ NOT_MATRICES = ("embed_tokens", "lm_head", "gate.weight", "weights_proj")
 
 
 class Optimizer:
-    """Both optimisers over a model's trainable parameters. `learning_rate` is Muon's; AdamW takes `adam_ratio` of it.
+    """Both optimisers over a model's trainable parameters, at one learning rate; vectors (the norms' gains) move at
+    `gain_ratio` times it.
 
     Without `muon` AdamW takes every parameter. Policy gradients want that: they are mostly noise, which Muon, giving
     every direction the same speed, turns into full-sized steps, while AdamW's average of it stays small.
@@ -34,7 +35,7 @@ class Optimizer:
         *,
         momentum: float = 0.95,
         muon: bool = True,
-        adam_ratio: float = 1.0,
+        gain_ratio: float = 1.0,
         weight_decay: float = 0.01,
     ) -> None:
         named = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
@@ -43,9 +44,13 @@ class Optimizer:
         ]
         chosen = {id(parameter) for parameter in self.matrices}
         rest = [parameter for _, parameter in named if id(parameter) not in chosen]
-        self.momentum, self.weight_decay, self.adam_ratio = momentum, weight_decay, adam_ratio
+        self.momentum, self.weight_decay = momentum, weight_decay
         self.buffers = [torch.zeros_like(matrix) for matrix in self.matrices]
-        self.adam = torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.95), eps=1e-10, weight_decay=weight_decay)
+        groups = [
+            {"params": [p for p in rest if p.dim() >= 2], "ratio": 1.0},
+            {"params": [p for p in rest if p.dim() < 2], "ratio": gain_ratio},
+        ]
+        self.adam = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-10, weight_decay=weight_decay)
         self.parameters = [*self.matrices, *rest]
 
     @torch.no_grad()
@@ -64,7 +69,7 @@ class Optimizer:
             # 0.2 sqrt(longer side) gives the update the size of AdamW's, so that one learning rate fits both.
             matrix.add_(update, alpha=-learning_rate * 0.2 * math.sqrt(max(matrix.shape[-2:])))
         for group in self.adam.param_groups:
-            group["lr"] = learning_rate * self.adam_ratio
+            group["lr"] = learning_rate * group["ratio"]
         self.adam.step()
         for parameter in self.parameters:
             parameter.grad = None

@@ -36,6 +36,7 @@ class SynthesisStage:
             train=section.train_tasks,
             test=section.test_tasks,
             unseen=section.unseen_tasks,
+            invented=section.invented,
         )
         tasks.save(context.folder / "tasks.jsonl")
         return {"statistics": tasks.statistics()}

@@ -17,7 +17,7 @@ from baleen.model.checkpoint import load_model
 from baleen.pipeline.recipe import Recipe
 from baleen.pipeline.stage import StageContext
 from baleen.pipeline.stages import data
-from baleen.pipeline.stages.reinforcement import objective_of
+from baleen.pipeline.stages.reinforcement import SLOTS, objective_of
 from baleen.pipeline.stages.text import open_model
 from baleen.rl.grpo import collect_samples, mismatch, without_replay
 from baleen.rl.rollout import RolloutWorker
@@ -72,7 +72,7 @@ class EvaluationStage:
         section = context.recipe.evaluation
         attempts = 1 if checkpoint in SINGLE_ATTEMPT else section.attempts
         model, tokenizer = open_model(context, checkpoint), data.load_tokenizer(context)
-        worker = RolloutWorker(model, tokenizer, slots=128, max_tokens=section.window)
+        worker = RolloutWorker(model, tokenizer, slots=SLOTS, max_tokens=section.window)
         sampling = Sampling(temperature=section.temperature, top_p=section.top_p, max_tokens=section.max_tokens)
         try:
             episodes = worker.run(

@@ -191,7 +191,7 @@ def mixed_batches(context: StageContext, section: TrainSection, tokenizer: Token
             return [repeat_batch(alphabet(ids, step), root + step)]
         drawn = text.rows(stream, rows, section.sequence_length, root + step)
         drawn = plant_in_rows(drawn, NEEDLE_SHARE, tokenizer, root + step)
-        made = [text_batch(drawn[i : i + per_forward]) for i in range(0, rows, per_forward)]
+        made = [text_batch(drawn[i : i + per_forward], section.text_weight) for i in range(0, rows, per_forward)]
         return made + demonstration_batches(pools, row_tokens=section.tree_length, tokens=tool_tokens, seed=root + step)
 
     return batches
