@@ -128,10 +128,10 @@ def test_the_mix_is_what_was_asked_for():
         synthesise(0, train=1, test=0, unseen=0, domains=["poetry"])
 
 
-def test_mental_arithmetic_without_thinking_is_a_single_sum(catalogue):
-    short = [t for t in catalogue.tasks if t.environment == "arithmetic-mental" and not t.thinking]
+def test_arithmetic_without_thinking_is_for_the_interpreter(catalogue):
+    short = [t for t in catalogue.tasks if t.domain == "arithmetic" and not t.thinking]
     assert short
-    assert {task.difficulty for task in short} == {1}
+    assert {task.environment for task in short} == {"arithmetic-python"}
 
 
 def test_an_environment_answers_mistakes_and_never_raises(catalogue):

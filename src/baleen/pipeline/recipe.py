@@ -126,7 +126,6 @@ class DistillSection(TrainSection):
     """Fine-tuning on what the specialists got right."""
 
     tasks_per_specialist: int = Field(default=256, gt=0, description="tasks that each specialist is asked")
-    attempts: int = Field(default=1, gt=0, description="attempts at a task until one is right")
 
 
 class ReinforcementSection(Section):

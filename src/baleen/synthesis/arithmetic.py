@@ -1,6 +1,6 @@
 """The reasoning domain: sums worked out in the reasoning, and larger ones handed to the code interpreter.
 
-Without a tool: running sums of single digits, plain or modulo 10; the difficulty is the number of additions. With the
+Without a tool: running sums of digits up to 5, plain or modulo 10; the difficulty is the number of additions. With the
 `python` tool: expressions and short word problems over two- and three-digit numbers; the difficulty is the number of
 operations, and the largest are done in two programs, the second of which takes up the first one's result.
 """
@@ -47,11 +47,8 @@ class Problem:
 
 
 def mental(rng: random.Random, difficulty: int) -> Problem:
-    """A running sum of `difficulty` additions of different digits, below 20; half of them modulo 10."""
-    while True:
-        digits = rng.sample(range(1, 10), difficulty + 1)
-        if sum(digits) < 20:
-            break
+    """A running sum of `difficulty` additions of different digits from 1 to 5; half of them modulo 10."""
+    digits = rng.sample(range(1, 6), difficulty + 1)
     modulo = rng.random() < 0.5
     steps, total = [], digits[0]
     for digit in digits[1:]:

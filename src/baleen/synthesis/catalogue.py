@@ -172,10 +172,10 @@ class _Maker:
             return self._tool_task(rng, name, thinking, difficulty)
         if domain == "alignment":
             return self._plain_task(wording(rng, (difficulty + 1) // 2), name, ALIGNMENT, thinking)
-        if rng.random() < 0.5:
+        # A running sum is worked out in thoughts; without them a program has to do it.
+        if not thinking or rng.random() < 0.5:
             return self._plain_task(interpreted(rng, difficulty), name, PYTHON, thinking)
-        # Without a thought only a single sum can be answered.
-        return self._plain_task(mental(rng, difficulty if thinking else 1), name, MENTAL, thinking)
+        return self._plain_task(mental(rng, difficulty), name, MENTAL, thinking)
 
     def _tool_task(self, rng: random.Random, name: str, thinking: bool, difficulty: int) -> Task:
         where = self._world(rng)

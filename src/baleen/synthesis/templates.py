@@ -16,7 +16,7 @@ from baleen.synthesis.expressions import Choice, Expression, Plus, Read, conditi
 from baleen.synthesis.world import Database, Table, World
 
 VALUE = ("What is {0}?", "Give {0}.", "Find {0}.")
-BRANCH = ("If {0}, give {1}, else {2}.", "Give {1} if {0}, else {2}.", "When {0}: {1}. Otherwise: {2}.")
+BRANCH = ("If {0}, give {1}, else {2}.", "When {0}: {1}. Otherwise: {2}.")
 LARGER = (
     "Of {0} and {1}, take the one with more {2}: give {3}.",
     "Which has more {2}, {0} or {1}? Give {3}.",

@@ -121,11 +121,13 @@ class DistillStage:
     title = "distillation"
 
     def run(self, context: StageContext) -> dict[str, Any]:
-        """Leaves `model/`. Domains without a specialist keep their demonstrations in the mix."""
+        """Leaves `model/`. A task that its specialist does not solve keeps its demonstration in the mix, or what is
+        learned would grow easier than what is asked; so does a domain without a specialist."""
         recipe: Recipe = context.recipe
         tokenizer = data.load_tokenizer(context)
         tasks = data.load_tasks(context).train
         found: list[tuple[Task, list[Sample]]] = []
+        told = [task for task in tasks if task.domain == "alignment"][: recipe.distill.tasks_per_specialist]
         asked = 0
         for name in ("specialist_tools", "specialist_arithmetic"):
             section: ReinforcementSection = getattr(recipe, name)
@@ -138,38 +140,30 @@ class DistillStage:
             )
             worker = RolloutWorker(open_model(context, name), tokenizer, slots=SLOTS, max_tokens=section.window)
             try:
-                episodes, attempts = _verified(worker, drawn, section, recipe.distill.attempts, recipe.run.seed + 7)
+                episodes = worker.run(
+                    drawn,
+                    attempts=1,
+                    sampling=sampling_of(section),
+                    max_turns=section.max_turns,
+                    seed=recipe.run.seed + 7,
+                )
             finally:
                 worker.close()
-            asked += attempts
-            for index, episode in enumerate(episodes):
-                samples = samples_from_episode(episode, group=0, advantage=1.0, index=index)
-                plain = [plain_sample(sample.tokens.tolist(), sample.sampled.tolist()) for sample in samples]
-                found.append((episode.task, plain))
-        kept = len(found)
-        for task in [task for task in tasks if task.domain == "alignment"][: recipe.distill.tasks_per_specialist]:
-            told = demonstration_samples(demonstrate(task), offered_tools(task), task.thinking, tokenizer)
-            found.append((task, told))
-        result = fine_tune(context, recipe.distill, "cold_start", data.pools_of(found, recipe.distill))
-        return {**result, "trajectories_asked": asked, "trajectories_verified": kept}
-
-
-def _verified(
-    worker: RolloutWorker, tasks: Sequence[Task], section: ReinforcementSection, attempts: int, seed: int
-) -> tuple[list[Episode], int]:
-    """One right episode of each task that is solved in at most `attempts`, and how many episodes that took. Only what
-    was failed is asked again: the hard tasks get most of the attempts, and are not missing from what is learned."""
-    right: list[Episode] = []
-    asked = 0
-    for attempt in range(attempts):
-        if tasks:
-            episodes = worker.run(
-                tasks, attempts=1, sampling=sampling_of(section), max_turns=section.max_turns, seed=seed + attempt
-            )
             asked += len(episodes)
-            right += [episode for episode in episodes if episode.rewards.get("outcome") == 1.0]
-            tasks = [episode.task for episode in episodes if episode.rewards.get("outcome") != 1.0]
-    return right, asked
+            for index, episode in enumerate(episodes):
+                if episode.rewards.get("outcome") == 1.0:
+                    samples = samples_from_episode(episode, group=0, advantage=1.0, index=index)
+                    plain = [plain_sample(sample.tokens.tolist(), sample.sampled.tolist()) for sample in samples]
+                    found.append((episode.task, plain))
+                else:
+                    told.append(episode.task)
+            context.progress.update(0, recipe.distill.steps, asked=float(asked), verified=float(len(found)))
+        kept = len(found)
+        for task in told:
+            shown = demonstration_samples(demonstrate(task), offered_tools(task), task.thinking, tokenizer)
+            found.append((task, shown))
+        result = fine_tune(context, recipe.distill, "cold_start", data.pools_of(found, recipe.distill))
+        return {**result, "trajectories_asked": asked, "trajectories_verified": kept, "demonstrations": len(told)}
 
 
 def sampling_of(section: ReinforcementSection) -> Sampling:
