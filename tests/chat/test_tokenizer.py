@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baleen.chat import Segment, Tokenizer, TokenizerError, encode, segments
-from baleen.chat.markup import FIXED_TEXTS, SPECIAL_TOKENS, TOOLS_BEFORE
+from baleen.chat.markup import FIXED_TEXTS, SPECIAL_TOKENS
 
 TEXTS = [
     f"The {kind} of {city} on day {day} is {day * 37}. Ask <think> again?\n\n"
@@ -94,13 +94,6 @@ def test_a_call_costs_its_name_its_values_and_a_few_tokens():
     _, sampled = tokenizer.encode_segments(segments([USER, turn], thinking=False))
     # opening, get, ">parameter, q, string, n, next parameter, n, not a string, 12, end of all, end of sentence
     assert sum(sampled) == 12
-
-
-def test_the_paragraph_about_tools_is_one_token(tokenizer):
-    tools = [{"type": "function", "function": {"name": "get", "parameters": {}}}]
-    with_tools, _ = tokenizer.encode_segments(segments([USER], tools))
-    plain = tokenizer.encode("".join(s.text for s in segments([USER], tools)).replace(TOOLS_BEFORE, ""))
-    assert len(with_tools) < len(plain) + 5
 
 
 def test_a_word_is_the_same_tokens_in_a_sentence_in_quotes_and_in_camel_case():
