@@ -95,7 +95,7 @@ def test_every_trained_prediction_is_a_sampled_token(pools):
 
 
 def made_up(kind, rng):
-    return plain_sample([0, kind, *rng.integers(20, 99, 18).tolist()], [False] * 10 + [True] * 10)
+    return plain_sample([0, kind, *rng.integers(20, 10**6, 18).tolist()], [False] * 10 + [True] * 10)
 
 
 def kinds_drawn(pools, draws, tokens):
