@@ -96,7 +96,7 @@ class ReinforcementStage:
                     "tokens": tokens,
                     **_outcomes(episodes, parts),
                     **figures,
-                    "groups_used": float(len({sample.group for sample in samples})),
+                    "groups_used": float(len({sample.group for sample in samples if sample.advantage})),
                     "length_mean": sampled / len(episodes),
                     "tokens_per_second": sampled / seconds,
                     "rollout_seconds": sampled_seconds,
