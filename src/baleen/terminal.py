@@ -67,8 +67,9 @@ async def talk(
 
     messages: list[Message] = []
     async with PythonTool() as python:
+        # As in training: an environment offers its own tools, and nothing else does.
         functions: dict[str, Tool] = {"python": python.python}
-        toolbox = Toolbox(functions | (world_tools(database.world) if database else {}))
+        toolbox = Toolbox(world_tools(database.world) if database else functions)
         while (text := read()) is not None:
             if text.strip() == "/quit":
                 break
