@@ -85,7 +85,8 @@ def test_every_turn_and_attempt_has_a_seed_of_its_own_that_repeats():
     assert all(0 <= seed < 2**63 for seed in seeds[0])
 
 
-def test_episodes_together_are_the_same_as_one_by_one_and_in_order():
+@pytest.mark.parametrize("at_once", [None, 1, 3, 99])
+def test_episodes_together_are_the_same_as_one_by_one_and_in_order(at_once):
     names = [*SCRIPTS, *SCRIPTS]
     tasks = [task(name) for name in names]
     samplings = [Sampling(seed=i) for i in range(len(names))]
@@ -94,7 +95,9 @@ def test_episodes_together_are_the_same_as_one_by_one_and_in_order():
     async def main():
         policy = ScriptedPolicy(SCRIPTS)
         done = lambda i, e: heard.append((i, e.task.id))  # noqa: E731
-        return await run_episodes(tasks, lambda _: Counter(), policy, samplings, max_turns=4, on_done=done)
+        return await run_episodes(
+            tasks, lambda _: Counter(), policy, samplings, max_turns=4, at_once=at_once, on_done=done
+        )
 
     together = asyncio.run(main())
     alone = [episode(name, seed=i) for i, name in enumerate(names)]
@@ -110,6 +113,29 @@ def test_a_barrier_policy_hears_of_all_episodes_before_the_first_question():
     asyncio.run(run_episodes(tasks, lambda _: Counter(), policy, [Sampling()] * len(tasks), max_turns=4))
     assert policy.events[: len(tasks)] == ["started"] * len(tasks)
     assert policy.events.count("started") == policy.events.count("ended") == len(tasks)
+
+
+def test_no_more_episodes_run_side_by_side_than_were_asked_for():
+    running, most = 0, 0
+
+    class Counted(Counter):
+        async def reset(self, task):
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            return await super().reset(task)
+
+        async def verify(self, episode):
+            nonlocal running
+            running -= 1
+            return await super().verify(episode)
+
+    policy = BarrierScriptedPolicy(SCRIPTS)
+    tasks = [task(name) for name in ("one", "two", "plain", "many", "long", "wrong")]
+    asyncio.run(run_episodes(tasks, lambda _: Counted(), policy, [Sampling()] * 6, max_turns=4, at_once=2))
+    assert (running, most) == (0, 2)
+    # The barrier counts the two places, not the six episodes.
+    assert policy.events.count("started") == policy.events.count("ended") == 2
 
 
 def test_a_barrier_policy_hears_the_end_of_an_episode_whose_world_failed():

@@ -47,13 +47,13 @@ class RolloutWorker:
         episodes: list[Episode] = []
 
         async def collect() -> None:
-            # Not returned: asyncio.run writes a finished task's result out as text, and this one takes it 0.2 s.
             # No more at once than there are slots: a next turn that had to wait would find its cache given away.
             slots = len(self.engine.records)
             episodes.extend(
                 await run_episodes(every, environment, self.policy, samplings, max_turns=max_turns, at_once=slots)
             )
 
+        # They are not collect's result: asyncio.run writes that out as text once, which takes these 0.2 s.
         asyncio.run(collect())
         return episodes
 
