@@ -89,7 +89,7 @@ class Optimizer:
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """The nearest (semi-)orthogonal matrix of [..., out, in], roughly: singular values between 0.7 and 1.2.
 
-    bf16 is precise enough, but only accelerators are sure to be fast in it: a CPU without bf16 instructions is 60 times
+    bf16 is precise enough, but only accelerators are sure to be fast in it: a CPU without bf16 instructions is 30 times
     slower than in fp32.
     """
     a, b, c = NEWTON_SCHULZ

@@ -21,7 +21,7 @@ SHORTEST, LONGEST = 16, 32
 tokens the row holds is nearly as good as copying."""
 
 STEP_TOKENS = 1024
-"""Tokens of a step. What counts is the number of steps: twice the tokens a step save an eighth of them."""
+"""Tokens of a step. What counts is the number of steps: twice the tokens a step save a fifth of them."""
 
 ALPHABET = 64
 """How many different tokens to begin with. Over hundreds of them it takes twice as long, since each is seen seldom."""
