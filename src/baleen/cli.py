@@ -11,10 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from baleen.pipeline.recipe import Recipe
+from typing import Any
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
@@ -67,8 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print stages, parameters, tokens and time, and stop")
     run.set_defaults(command=_run, when_stopped="Nothing is lost: run the same command to go on.")
 
-    plan = commands.add_parser("plan", help="print what a recipe needs: parameters, operations, memory")
-    _recipe_arguments(plan)
+    plan = commands.add_parser("plan", help="print what a network needs: parameters, operations, memory per device")
+    _plan_arguments(plan)
     plan.set_defaults(command=_plan)
 
     convert = commands.add_parser("convert", help="make a sparse-attention folder from a dense MLA folder")
@@ -125,15 +122,31 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, such as run.seed=1")
 
 
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "subject",
+        metavar="CONFIG",
+        help="a recipe (micro, nano, a TOML file), a Hugging Face folder or its config.json, or a name: deepseek-v3.2",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe or of config.json")
+    parser.add_argument("--devices", metavar="N", help="memory per device too: 64xH100, 8xH200, 2x80GB; 64 is 64xH100")
+    parser.add_argument("--context", type=int, metavar="TOKENS", help="length of a served sequence (default: 131072)")
+    parser.add_argument(
+        "--tokens", type=int, default=4096, metavar="TOKENS", help="trained tokens per device and pass (default: 4096)"
+    )
+
+
 def _run(options: argparse.Namespace, began: float) -> None:
     from baleen.pipeline.loading import as_given, load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
-    if options.dry_run:
-        _print_plan(recipe, short=True)
-        return
     from rich.console import Console
 
+    if options.dry_run:
+        from baleen.pipeline.plan import stages_table
+
+        Console().print(stages_table(recipe))
+        return
     from baleen.pipeline.folder import open_run_folder
     from baleen.pipeline.progress import open_progress, results_table
     from baleen.pipeline.runner import run, stages_of
@@ -152,18 +165,16 @@ def _run(options: argparse.Namespace, began: float) -> None:
 
 
 def _plan(options: argparse.Namespace, began: float) -> None:
-    from baleen.pipeline.loading import load_recipe
-
-    _print_plan(load_recipe(options.recipe, options.overrides), short=False)
-
-
-def _print_plan(recipe: Recipe, *, short: bool) -> None:
     from rich.console import Console
 
     from baleen.pipeline.plan import plan_tables
 
-    for table in plan_tables(recipe, short=short):
-        Console().print(table)
+    console = Console()
+    for table in plan_tables(
+        options.subject, options.overrides, devices=options.devices, context=options.context, tokens=options.tokens
+    ):
+        console.print(table)
+        console.print()
 
 
 def _convert(options: argparse.Namespace, began: float) -> None:

@@ -40,7 +40,7 @@ def test_the_cache_gives_the_whole_forward_s_logits(cuts, slots, sparse):
 @torch.no_grad()
 def test_a_recorded_forward_selects_what_decoding_selects_and_says_the_same():
     model = tiny_model()
-    recorded = model(IDS, record=True)
+    recorded = model(IDS)
     torch.testing.assert_close(recorded.logits, model(IDS).logits, atol=1e-6, rtol=0)
     cache = LatentCache(model.config, 2, 64, torch.float32)
     model(IDS[:, :-1], cache=CacheView(cache, torch.arange(2), torch.arange(43).expand(2, -1), 43))

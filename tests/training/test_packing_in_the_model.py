@@ -50,7 +50,7 @@ def ascending(selected):
 
 def scored_alone(model, tokens):
     with torch.no_grad():
-        out = model(torch.tensor(tokens)[None].long(), record=True)
+        out = model(torch.tensor(tokens)[None].long())
     experts = torch.stack(out.experts, 2)[0, :-1].numpy().astype(np.int16)
     selected = ascending(torch.stack(out.selected, 2)[0, :-1].numpy())
     size = len(tokens)

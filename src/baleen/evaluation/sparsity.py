@@ -109,7 +109,7 @@ def needles(model: Model, rows: np.ndarray, tokenizer: Tokenizer) -> list[dict[s
 @torch.no_grad()
 def selection_of(model: Model, row: np.ndarray, tokenizer: Tokenizer, *, every: int = 4) -> dict[str, Any]:
     """What one long row selects, layer by layer, for every `every`-th query."""
-    out = model(torch.from_numpy(row.astype(np.int64)).unsqueeze(0), sparse=True, record=True, logits=False)
+    out = model(torch.from_numpy(row.astype(np.int64)).unsqueeze(0), sparse=True, logits=False)
     queries = list(range(0, len(row), every))
     layers = []
     for index, selected in enumerate(out.selected):

@@ -1,11 +1,12 @@
 """Multi-head latent attention with the lightning indexer: DeepSeek Sparse Attention (report, section 2.1).
 
-One module serves training, prefill and decoding. It makes the query, the latent and the index projections once, decides
-which keys each query sees (causality, the token tree, the selection) and hands over to the form of attention that suits
-the shape: MHA when all queries share the keys, absorbed MQA over the cache.
+One path serves training, prefill and decoding: make the query, the row that a token leaves behind, and the index
+projections; select; attend. Keys are the batch's own rows or those of a cache. Three equal forms attend, and
+`_attend` is the one place that chooses: expanded (MHA) where many queries share few keys, absorbed (MQA) where few
+queries meet many, fetched (MQA over the selected rows alone) where each query has its own few of many.
 """
 
-# B = batch, S = new tokens, L = keys, H = heads, K = selected
+# B = batch, S = new tokens, L = keys, H = heads, K = selected, C = latent dims, W = row width (latent and rope key)
 
 from __future__ import annotations
 
@@ -13,20 +14,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baleen.model.cache import CacheView
 from baleen.model.config import ModelConfig
+from baleen.model.indexer import Indexer
 from baleen.model.layers import Linear, RMSNorm
 from baleen.model.rotary import rotate_half_split, rotate_interleaved
-from baleen.ops.attention import attend_mha, attend_mqa_masked, attend_mqa_selected, head_probabilities
-from baleen.ops.indexer_loss import indexer_kl
-from baleen.ops.selection import index_scores, select_topk, select_topk_mask, selection_mask
+from baleen.ops.attention import attend_mha, attend_mqa, head_probabilities
+from baleen.ops.indexer_loss import Index, dense_indexer_kl, indexer_kl, selected_index_scores
+from baleen.ops.selection import index_scores, indexer_topk
+from baleen.ops.sparse_attention import attend_selected
+from baleen.ops.visibility import Visibility
 
 IndexerLoss = Literal["dense", "selected"]
-CAUSAL = None
-"""The `visible` of a plain causal batch: no mask has to be built."""
+
+MASKED_PAIR_COST = 1.5
+"""What a pair costs in the expanded form under a mask, against one in the fetched form, per multiplication (measured
+on two CPU cores)."""
+
+FEW_QUERIES = 64
+"""From this many queries on it pays to expand the whole cache's keys and values for them."""
 
 
 @dataclass
@@ -35,8 +43,8 @@ class AttentionContext:
 
     cos: Tensor
     sin: Tensor
-    visible: Tensor | None
-    """[B, S, L] bool: which keys exist for each query before any selection; None is plain causal."""
+    seen: Visibility
+    """Which keys exist for each query before any selection."""
 
     sparse: bool
     cache: CacheView | None = None
@@ -45,36 +53,31 @@ class AttentionContext:
     """The KL is taken on every `indexer_stride`-th query from `indexer_offset` on: an unbiased part of the whole."""
 
     indexer_offset: int = 0
-    record: bool = False
-    """Return the selected positions (they cost more than the mask that attention needs)."""
-
     probe: list[tuple[Tensor, Tensor | None, Tensor]] | None = None
     """When a list: each layer appends (attention probabilities, index scores, visible), [B, S, L] each."""
 
 
-class Indexer(nn.Module):
-    """The lightning indexer. Its key is a true LayerNorm; its rope dims come first and rotate half-split."""
+@dataclass
+class _Keys:
+    """Of one layer and one batch: what every query may attend to."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.heads, self.dims, self.rope = config.index_n_heads, config.index_head_dim, config.qk_rope_head_dim
-        self.wq_b = Linear(config.q_lora_rank, self.heads * self.dims)
-        self.wk = Linear(config.hidden_size, self.dims)
-        self.k_norm = nn.LayerNorm(self.dims, eps=1e-6)
-        self.weights_proj = Linear(config.hidden_size, self.heads)
+    rows: Tensor
+    """[B, L, W]."""
 
-    def forward(self, x: Tensor, q_latent: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, S, D], q_latent [B, S, q_lora] -> q [B, S, H, D_i], k [B, S, D_i], weights [B, S, H] with their
-        scales."""
-        q = self.wq_b(q_latent).unflatten(-1, (self.heads, self.dims))
-        norm = self.k_norm
-        k = F.layer_norm(self.wk(x).float(), (self.dims,), norm.weight.float(), norm.bias.float(), norm.eps).to(q.dtype)
-        weights = F.linear(x.float(), self.weights_proj.weight.float()) * (self.heads**-0.5 * self.dims**-0.5)
-        return self._rotated(q, context), self._rotated(k.unsqueeze(2), context).squeeze(2), weights
+    storage: Tensor
+    """[N, W]: the rows again, as one list."""
 
-    def _rotated(self, x: Tensor, context: AttentionContext) -> Tensor:
-        rotated = rotate_half_split(x[..., : self.rope], context.cos, context.sin)
-        return torch.cat((rotated, x[..., self.rope :]), dim=-1)
+    view: CacheView | None
+
+    def in_storage(self, selected: Tensor) -> Tensor:
+        """Positions [B, S, K] as row numbers in `storage`, [B S, K]; -1 stays -1."""
+        if self.view is not None:
+            return self.view.in_storage(selected)
+        batch, length = self.rows.shape[:2]
+        if batch == 1:
+            return selected[0]
+        start = torch.arange(0, batch * length, length, device=selected.device, dtype=selected.dtype)
+        return torch.where(selected < 0, -1, selected + start.view(-1, 1, 1)).flatten(0, 1)
 
 
 class Attention(nn.Module):
@@ -83,124 +86,183 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        heads = config.num_attention_heads
-        self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank)
-        self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.rms_norm_eps)
-        self.q_b_proj = Linear(config.q_lora_rank, heads * (config.qk_nope_head_dim + config.qk_rope_head_dim))
-        self.kv_a_proj_with_mqa = Linear(config.hidden_size, config.kv_lora_rank + config.qk_rope_head_dim)
+        heads, bias = config.num_attention_heads, config.attention_bias
+        query_width = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim)
+        if config.q_lora_rank is None:
+            self.q_proj = Linear(config.hidden_size, query_width)
+        else:
+            self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank, bias=bias)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.rms_norm_eps)
+            self.q_b_proj = Linear(config.q_lora_rank, query_width)
+        self.kv_a_proj_with_mqa = Linear(config.hidden_size, config.kv_lora_rank + config.qk_rope_head_dim, bias=bias)
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, config.rms_norm_eps)
         self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
-        self.o_proj = Linear(heads * config.v_head_dim, config.hidden_size)
-        self.indexer = Indexer(config) if config.sparse else None
+        self.o_proj = Linear(heads * config.v_head_dim, config.hidden_size, bias=bias)
+        self.indexer = Indexer(config) if config.sparse and not config.index_shared(layer) else None
+        self.rotate = rotate_interleaved if config.rope_interleave else rotate_half_split
 
     def forward(
-        self, x: Tensor, context: AttentionContext, replay: Tensor | None
+        self, x: Tensor, context: AttentionContext, selected: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x [B, S, D], replay [B, S, K] positions to attend to -> output [B, S, D], selected [B, S, K], KL [B, S]."""
-        config = self.config
-        q_latent = self.q_a_layernorm(self.q_a_proj(x))
-        q = self.q_b_proj(q_latent).unflatten(-1, (config.num_attention_heads, -1))
-        q_nope, q_rope = q.split((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
-        q_rope = rotate_interleaved(q_rope, context.cos, context.sin)
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split((config.kv_lora_rank, config.qk_rope_head_dim), dim=-1)
-        latent = self.kv_a_layernorm(latent).to(q.dtype)
-        k_rope = rotate_interleaved(k_rope.unsqueeze(2), context.cos, context.sin).squeeze(2)
-        index = None
-        wants_index = context.sparse or context.indexer_loss or context.cache or context.probe is not None
-        if self.indexer is not None and wants_index:
-            detach = context.indexer_loss is not None  # the indexer learns from its KL alone, the trunk never from it
-            index = self.indexer(x.detach() if detach else x, q_latent.detach() if detach else q_latent, context)
-        if context.cache is not None:
-            out, selected = self._attend_cached(q_nope, q_rope, latent, k_rope, index, context, replay)
-            return self.o_proj(out.flatten(2)), selected, None
-        out, selected, kl = self._attend_sequence(q_nope, q_rope, latent, k_rope, index, context, replay)
+        """x [B, S, D], selected [B, S, K] positions to attend to (replayed or shared) -> output [B, S, D], selected
+        [B, S, K] (None where every visible key is seen), KL [B, S]."""
+        q_latent, q = self._queries(x, context)
+        rows = self._rows(x, context)
+        index = self._index(x, q_latent, context)
+        view = context.cache
+        if view is not None:
+            view.write(self.layer, rows, None if index is None else index[1])
+            keys = _Keys(view.rows(self.layer), view.storage(self.layer), view)
+            if index is not None:
+                index = (index[0], view.index_keys(self.layer), index[2])
+        else:
+            keys = _Keys(rows, rows.flatten(0, 1), None)
+        if not context.sparse or context.seen.length <= self.config.index_topk:
+            selected = None
+        elif selected is None:
+            if index is None:
+                raise ValueError(f"layer {self.layer} shares a selection, and none was made before it")
+            selected = indexer_topk(*index, context.seen, self.config.index_topk)
+        out = self._attend(q, keys, context.seen, selected)
+        kl = self._indexer_kl(q, keys, index, selected, context)
+        if context.probe is not None:
+            self._probe(q, keys, index, context)
         return self.o_proj(out.flatten(2)), selected, kl
 
-    def _attend_sequence(
-        self,
-        q_nope: Tensor,
-        q_rope: Tensor,
-        latent: Tensor,
-        k_rope: Tensor,
-        index: tuple[Tensor, Tensor, Tensor] | None,
-        context: AttentionContext,
-        replay: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """All keys are the batch's own: the MHA form, with the selection as a mask."""
-        config, length = self.config, latent.shape[1]
-        selected, kl = None, None
-        visible = mask = context.visible
-        selects = context.sparse and length > config.index_topk
-        if selects or context.indexer_loss or context.probe is not None:
-            visible = mask = visible if visible is not None else causal_mask(length, latent.device)
-        if selects and visible is not None:
-            selected = replay
-            if selected is None and context.record:
-                assert index is not None
-                with torch.no_grad():
-                    selected = select_topk(index_scores(*index), visible, config.index_topk)
-            if selected is not None:
-                mask = selection_mask(selected, length) & visible
-            else:
-                assert index is not None
-                with torch.no_grad():
-                    mask = select_topk_mask(index_scores(*index), visible, config.index_topk)
-        expanded = self.kv_b_proj(latent).unflatten(-1, (config.num_attention_heads, -1))
-        k_nope, v = expanded.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
-        k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, config.num_attention_heads, -1)), dim=-1)
-        q = torch.cat((q_nope, q_rope), dim=-1)
-        plain_causal = context.visible is None and not selects
-        out = attend_mha(q, k, v, None if plain_causal else mask, config.softmax_scale)
-        if context.probe is not None:
-            assert visible is not None
-            scores = None if index is None else index_scores(*index)
-            context.probe.append((head_probabilities(q, k, visible, config.softmax_scale), scores, visible))
-        if context.indexer_loss is not None:
-            assert index is not None
-            assert mask is not None
-            rows = slice(context.indexer_offset, None, context.indexer_stride)
-            seen = mask[:, rows].expand(q.shape[0], -1, -1)
-            target = head_probabilities(q[:, rows], k, seen, config.softmax_scale)
-            kl = indexer_kl(target, index_scores(index[0][:, rows], index[1], index[2][:, rows]), seen)
-        return out, selected, kl
-
-    def _attend_cached(
-        self,
-        q_nope: Tensor,
-        q_rope: Tensor,
-        latent: Tensor,
-        k_rope: Tensor,
-        index: tuple[Tensor, Tensor, Tensor] | None,
-        context: AttentionContext,
-        replay: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """New queries over a long cache: the absorbed form."""
-        assert context.cache is not None
-        config, view = self.config, context.cache
-        view.write(self.layer, latent, k_rope, None if index is None else index[1])
-        visible = context.visible
-        assert visible is not None
-        kv_b = self.kv_b_proj.cast(self.kv_b_proj.weight).view(config.num_attention_heads, -1, config.kv_lora_rank)
-        w_k, w_v = kv_b.split((config.qk_nope_head_dim, config.v_head_dim), dim=1)
-        q_latent = torch.einsum("bthn,hnc->bthc", q_nope, w_k)
-        selected = None
-        if context.sparse and index is not None and view.length > config.index_topk:
-            selected = replay
-            if selected is None:
-                scores = index_scores(index[0], view.index_keys(self.layer), index[2])
-                selected = select_topk(scores, visible, config.index_topk)
-        if selected is not None and q_nope.shape[1] == 1:
-            q_latent, q_rope = q_latent.transpose(0, 1), q_rope.transpose(0, 1)  # one sequence of B queries
-            found = view.in_storage(selected)
-            out = attend_mqa_selected(q_latent, q_rope, *view.storage(self.layer), found, config.softmax_scale)
-            out = out.transpose(0, 1)
+    def _queries(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The normed query latent (the input itself in a model without one) and q_nope, q_rope [B, S, H, .]."""
+        config = self.config
+        if config.q_lora_rank is None:
+            q_latent, q = x, self.q_proj(x)
         else:
-            latent, k_rope = view.keys(self.layer)
-            mask = visible if selected is None else selection_mask(selected, view.length) & visible
-            out = attend_mqa_masked(q_latent, q_rope, latent, k_rope, mask, config.softmax_scale)
-        return torch.einsum("bthc,hvc->bthv", out, w_v), selected
+            q_latent = self.q_a_layernorm(self.q_a_proj(x))
+            q = self.q_b_proj(q_latent)
+        q = q.unflatten(-1, (config.num_attention_heads, -1))
+        q_nope, q_rope = q.split((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
+        return q_latent, (q_nope, self.rotate(q_rope, context.cos, context.sin))
+
+    def _rows(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """[B, S, W]: the normed latent and the rotated rope key."""
+        config = self.config
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split((config.kv_lora_rank, config.qk_rope_head_dim), dim=-1)
+        k_rope = self.rotate(k_rope.unsqueeze(2), context.cos, context.sin).squeeze(2)
+        return torch.cat((self.kv_a_layernorm(latent).to(k_rope.dtype), k_rope), dim=-1)
+
+    def _index(self, x: Tensor, q_latent: Tensor, context: AttentionContext) -> Index | None:
+        """The index projections where they are used. The indexer learns from its KL alone, the trunk never from it."""
+        selects = context.sparse and context.seen.length > self.config.index_topk
+        wanted = selects or context.indexer_loss or context.cache or context.probe is not None
+        if self.indexer is None or not wanted:
+            return None
+        index: Index = self.indexer(x.detach(), q_latent.detach(), context.cos, context.sin)
+        return index
+
+    def _attend(self, q: tuple[Tensor, Tensor], keys: _Keys, seen: Visibility, selected: Tensor | None) -> Tensor:
+        """[B, S, H, V]. Queries stand in order, so a selection's first ones see few keys and its last ones many."""
+        queries = q[0].shape[1]
+        if selected is None:
+            return self._expanded(q, keys, seen) if queries >= FEW_QUERIES else self._absorbed(q, keys, seen)
+        expanded = self._expanded_queries(seen, queries)
+        parts = []
+        if expanded:
+            part = slice(0, expanded)
+            here = seen.rows(part)
+            chosen = None if here.length <= self.config.index_topk else selected[:, part]
+            parts.append(self._expanded(_rows_of(q, part), keys, here, chosen))
+        if expanded < queries:
+            part = slice(expanded, queries)
+            parts.append(self._fetched(_rows_of(q, part), keys, selected[:, part])[0])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _expanded_queries(self, seen: Visibility, queries: int) -> int:
+        """How many of the first queries see so few keys that the expanded form under a mask is the cheaper one."""
+        config = self.config
+        pair_expanded = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
+        pair_fetched = 2 * config.kv_lora_rank + config.qk_rope_head_dim
+        limit = config.index_topk * pair_fetched / (pair_expanded * MASKED_PAIR_COST)
+        count = int((seen.positions.amax(0) < limit).sum())
+        return count if count >= FEW_QUERIES else 0
+
+    def _expanded(
+        self, q: tuple[Tensor, Tensor], keys: _Keys, seen: Visibility, selected: Tensor | None = None
+    ) -> Tensor:
+        """[B, S, H, V] with keys and values of all heads made from the rows."""
+        k, v = self._expand(keys.rows[:, : seen.length])
+        return attend_mha(torch.cat(q, dim=-1), k, v, seen, self.config.softmax_scale, selected)
+
+    def _expand(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """k [B, L, H, nope + rope] and v [B, L, H, V] of rows [B, L, W]."""
+        config = self.config
+        latent, k_rope = rows.split((config.kv_lora_rank, config.qk_rope_head_dim), dim=-1)
+        both = self.kv_b_proj(latent).unflatten(-1, (config.num_attention_heads, -1))
+        k_nope, v = both.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
+        shared = k_rope.unsqueeze(2).expand(-1, -1, config.num_attention_heads, -1)
+        return torch.cat((k_nope, shared.to(k_nope.dtype)), dim=-1), v
+
+    def _absorbed(self, q: tuple[Tensor, Tensor], keys: _Keys, seen: Visibility) -> Tensor:
+        """[B, S, H, V] with the key expansion in the query and the value expansion behind."""
+        w_k, w_v = self._expansions()
+        absorbed = torch.cat((_per_head(q[0], w_k), q[1]), dim=-1).to(keys.rows.dtype)
+        out = attend_mqa(absorbed, keys.rows, self.config.kv_lora_rank, seen, self.config.softmax_scale)
+        return _per_head(out, w_v.transpose(1, 2))
+
+    def _fetched(self, q: tuple[Tensor, Tensor], keys: _Keys, selected: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, S, H, V] over the selected rows alone, and the heads' mean probabilities [B, S, K]."""
+        w_k, w_v = self._expansions()
+        absorbed = torch.cat((_per_head(q[0], w_k), q[1]), dim=-1).to(keys.storage.dtype).flatten(0, 1)
+        places = keys.in_storage(selected)
+        out, mean = attend_selected(absorbed, keys.storage, places, self.config.kv_lora_rank, self.config.softmax_scale)
+        out = _per_head(out.unflatten(0, selected.shape[:2]), w_v.transpose(1, 2))
+        return out, mean.view(selected.shape)
+
+    def _expansions(self) -> tuple[Tensor, Tensor]:
+        """W_k [H, nope, C] and W_v [H, V, C]."""
+        config = self.config
+        both = self.kv_b_proj.cast(self.kv_b_proj.weight).view(config.num_attention_heads, -1, config.kv_lora_rank)
+        w_k, w_v = both.split((config.qk_nope_head_dim, config.v_head_dim), dim=1)
+        return w_k, w_v
+
+    def _indexer_kl(
+        self,
+        q: tuple[Tensor, Tensor],
+        keys: _Keys,
+        index: Index | None,
+        selected: Tensor | None,
+        context: AttentionContext,
+    ) -> Tensor | None:
+        """[B, S'] of every `indexer_stride`-th query, when the forward asks for it and the layer has an indexer."""
+        if context.indexer_loss is None or index is None:
+            return None
+        part = slice(context.indexer_offset, None, context.indexer_stride)
+        some = (index[0][:, part], index[1], index[2][:, part])
+        here = _rows_of(q, part)
+        if context.indexer_loss == "dense" or selected is None:
+            with torch.no_grad():
+                k, _ = self._expand(keys.rows)
+            return dense_indexer_kl(
+                torch.cat(here, dim=-1), k, some, context.seen.rows(part), self.config.softmax_scale
+            )
+        chosen = selected[:, part]
+        with torch.no_grad():
+            target = self._fetched(here, keys, chosen)[1]
+        places = keys.in_storage(chosen)
+        scores = selected_index_scores(some[0].flatten(0, 1), some[1].flatten(0, 1), some[2].flatten(0, 1), places)
+        return indexer_kl(target, scores.view(chosen.shape), chosen >= 0)
+
+    @torch.no_grad()
+    def _probe(self, q: tuple[Tensor, Tensor], keys: _Keys, index: Index | None, context: AttentionContext) -> None:
+        assert context.probe is not None
+        visible = context.seen.mask()
+        k, _ = self._expand(keys.rows)
+        probabilities = head_probabilities(torch.cat(q, dim=-1), k, visible, self.config.softmax_scale)
+        context.probe.append((probabilities, None if index is None else index_scores(*index), visible))
 
 
-def causal_mask(length: int, device: torch.device) -> Tensor:
-    """[1, length, length] bool, true on and below the diagonal."""
-    return torch.ones(1, length, length, dtype=torch.bool, device=device).tril_()
+def _rows_of(q: tuple[Tensor, Tensor], part: slice) -> tuple[Tensor, Tensor]:
+    return q[0][:, part], q[1][:, part]
+
+
+def _per_head(x: Tensor, weight: Tensor) -> Tensor:
+    """x [B, S, H, n] times weight [H, n, m] -> [B, S, H, m]: one product per head."""
+    heads_first = x.flatten(0, 1).transpose(0, 1)
+    return torch.bmm(heads_first, weight).transpose(0, 1).unflatten(0, x.shape[:2])

@@ -36,7 +36,11 @@ class ModelConfig(BaseModel):
     topk_group: int = 4
     routed_scaling_factor: float = 2.5
     norm_topk_prob: bool = True
-    q_lora_rank: int = 1536
+    q_lora_rank: int | None = 1536
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+    rope_interleave: bool = True
+    indexer_rope_interleave: bool = False
     kv_lora_rank: int = 512
     qk_nope_head_dim: int = 128
     qk_rope_head_dim: int = 64
@@ -72,6 +76,10 @@ class ModelConfig(BaseModel):
     def sparse(self) -> bool:
         """Whether the network has a lightning indexer (V3.2); V3 checkpoints have none."""
         return self.model_type == "deepseek_v32"
+
+    def index_shared(self, layer: int) -> bool:
+        """Whether the layer has no indexer of its own and takes over the selection of the last layer that has one."""
+        return False
 
     @property
     def moe_layers(self) -> list[int]:

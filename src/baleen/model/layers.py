@@ -31,17 +31,18 @@ class Cast:
 
 
 class Linear(nn.Module):
-    """`y = W x` without bias. weight [out, in]."""
+    """`y = W x`, plus a bias in the few models that have one. weight [out, in], bias [out] or None."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.cast = Cast()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out] in the compute dtype."""
         weight = self.cast(self.weight)
-        return F.linear(x.to(weight.dtype), weight)
+        return F.linear(x.to(weight.dtype), weight, None if self.bias is None else self.bias.to(weight.dtype))
 
 
 class RMSNorm(nn.Module):

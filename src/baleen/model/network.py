@@ -11,7 +11,7 @@ group of answers, and ordinary causal rows are all cases of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from baleen.model.config import ModelConfig
 from baleen.model.layers import Cast, FeedForward, Linear, RMSNorm
 from baleen.model.moe import MoE
 from baleen.model.rotary import rotary_frequencies, rotary_table
+from baleen.ops.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Output:
     """[B, S, K] per MoE layer."""
 
     selected: list[Tensor | None] = field(default_factory=list)
-    """[B, S, k] per layer; None where every visible key was seen, or it was neither replayed, cached nor recorded."""
+    """[B, S, k] int32 per layer, ascending, -1 behind; None where every visible key was seen."""
 
     indexer_kl: list[Tensor] = field(default_factory=list)
     """[B, S] per layer, when `indexer_loss` was given."""
@@ -60,9 +61,9 @@ class Layer(nn.Module):
         self.self_attn = Attention(config, index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp: nn.Module = (
-            FeedForward(config.hidden_size, config.intermediate_size)
-            if index < config.first_k_dense_replace
-            else MoE(config)
+            MoE(config)
+            if index in config.moe_layers or index >= config.num_hidden_layers
+            else FeedForward(config.hidden_size, config.intermediate_size)
         )
 
     def forward(
@@ -110,6 +111,9 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.moe_places = {layer: place for place, layer in enumerate(config.moe_layers)}
         self.mtp = MultiTokenPrediction(config) if config.num_nextn_predict_layers else None
         frequencies, self.rotary_factor = rotary_frequencies(config)
         self.register_buffer("frequencies", frequencies, persistent=False)
@@ -148,31 +152,27 @@ class Model(nn.Module):
         indexer_loss: IndexerLoss | None = None,
         indexer_stride: int = 1,
         indexer_offset: int = 0,
-        record: bool = False,
         probe: list[tuple[Tensor, Tensor | None, Tensor]] | None = None,
     ) -> AttentionContext:
         """What the layers of one forward over ids [B, S] share."""
         device = self.frequencies.device
-        visible = None
         if cache is not None:
             position_ids = cache.positions
-            visible = torch.arange(cache.length, device=device) <= position_ids.unsqueeze(-1)
-        elif subtree_end is not None:
-            rows = torch.arange(shape[1], device=device)
-            visible = (rows <= rows.unsqueeze(1)) & (rows.unsqueeze(1) < subtree_end.unsqueeze(1))
+            seen = Visibility(cache.positions, cache.length)
+        else:
+            seen = replace(Visibility.causal(shape[1], device), subtree_end=subtree_end)
         if position_ids is None:
-            position_ids = torch.arange(shape[1], device=device).unsqueeze(0)
+            position_ids = seen.positions
         cos, sin = rotary_table(position_ids, self.frequencies, self.rotary_factor)
         return AttentionContext(
             cos=cos,
             sin=sin,
-            visible=visible,
+            seen=seen,
             sparse=self.config.sparse if sparse is None else sparse,
             cache=cache,
             indexer_loss=indexer_loss,
             indexer_stride=indexer_stride,
             indexer_offset=indexer_offset,
-            record=record,
             probe=probe,
         )
 
@@ -188,12 +188,10 @@ class Model(nn.Module):
         indexer_loss: IndexerLoss | None = None,
         indexer_stride: int = 1,
         indexer_offset: int = 0,
-        record: bool = False,
         probe: list[tuple[Tensor, Tensor | None, Tensor]] | None = None,
         logits: bool = True,
     ) -> Output:
-        """input_ids [B, S] -> Output. `sparse=False` attends densely; `logits=False` leaves the head to the caller;
-        `record` returns the selected positions of a forward without cache."""
+        """input_ids [B, S] -> Output. `sparse=False` attends densely; `logits=False` leaves the head to the caller."""
         context = self.context(
             (input_ids.shape[0], input_ids.shape[1]),
             position_ids=position_ids,
@@ -203,18 +201,19 @@ class Model(nn.Module):
             indexer_loss=indexer_loss,
             indexer_stride=indexer_stride,
             indexer_offset=indexer_offset,
-            record=record,
             probe=probe,
         )
         x = self.embed_tokens(input_ids)
         out = Output(hidden=x, residual=x, logits=x.new_empty(0))
-        first_moe = self.config.num_hidden_layers - len(self.config.moe_layers)
+        selected = None
         for index, layer in enumerate(self.layers):
-            experts = selected = None
-            if replay is not None and replay.experts is not None and index >= first_moe:
-                experts = replay.experts[:, :, index - first_moe]
+            experts = None
+            if replay is not None and replay.experts is not None and index in self.moe_places:
+                experts = replay.experts[:, :, self.moe_places[index]]
             if replay is not None and replay.selected is not None:
                 selected = replay.selected[:, :, index]
+            elif not self.config.index_shared(index):
+                selected = None  # a layer with an indexer selects anew, the others take over what was selected last
             x, experts, selected, kl = layer(x, context, experts, selected)
             if experts is not None:
                 out.experts.append(experts)

@@ -1,13 +1,15 @@
-"""Multi-head latent attention, in its two equal forms.
+"""Multi-head latent attention over shared keys, in its two equal forms.
 
-MHA form: keys and values are expanded from the latent for all heads; right where many queries share the keys
-(training). MQA (absorbed) form: the key expansion is folded into the query and the value expansion into the output,
-so that all heads share one latent per token; right where few queries meet a long cache (decoding), and where each
-query has its own set. `softmax(scale (q_nope . W_k c + q_rope . k_rope)) W_v c`.
+MHA form: keys and values are expanded from the latent for all heads; right where many queries share the keys. MQA
+(absorbed) form: the key expansion is folded into the query and the value expansion into the output, so that all heads
+share one row per token; right where few queries meet a long cache. `softmax(scale (q_nope . W_k c + q_rope . k_rope))
+W_v c`. Where each query has its own few keys, `sparse_attention.py` has the absorbed form that fetches only those.
+
+Masks and logits exist for a tile of queries at a time.
 """
 
-# B = batch, T = queries, L = keys, H = heads, N = nope dims, R = rope dims, V = value dims, C = latent dims, K =
-# selected
+# B = batch, T = queries, L = keys, H = heads, N = nope dims, R = rope dims, V = value dims, C = latent dims,
+# W = C + R, K = selected
 
 from __future__ import annotations
 
@@ -15,62 +17,86 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from baleen.ops.selection import selection_mask
+from baleen.ops.visibility import Visibility
 
-def attend_mha(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention [B, T, H, V] of q [B, T, H, N+R], k [B, L, H, N+R], v [B, L, H, V].
+LOGIT_BYTES = 64 << 20
+"""Memory for the logits of one tile in the absorbed form."""
 
-    mask [B, T, L] bool, true where seen; None means causal over T = L. Values are padded to the key width when they
-    differ, because the fused kernel on CPU needs one width and is several times faster than the fallback.
+MASKED_ROWS = 512
+"""Queries that share one mask: late keys are then cut off for early queries, which a mask alone does not save."""
+
+
+def attend_mha(
+    q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float, selected: Tensor | None = None
+) -> Tensor:
+    """Attention [B, T, H, V] of q [B, T, H, N+R], k [B, L, H, N+R], v [B, L, H, V]; zeros for a query without keys.
+
+    selected [B, T, K] int: of the visible keys only these positions count (-1 is nothing). Values are padded to the key
+    width when they differ, because the fused kernel on CPU needs one width and is several times faster than the
+    fallback.
     """
-    width, value_width = q.shape[-1], v.shape[-1]
-    if value_width < width:
-        v = F.pad(v, (0, width - value_width))
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=None if mask is None else mask.unsqueeze(1),
-        is_causal=mask is None,
-        scale=scale,
-    )
-    return out.transpose(1, 2)[..., :value_width]
+    value_width = v.shape[-1]
+    if value_width < q.shape[-1]:
+        v = F.pad(v, (0, q.shape[-1] - value_width))
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if selected is None and seen.is_causal_square:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        return out.transpose(1, 2)[..., :value_width]
+    tiles = []
+    for start in range(0, q.shape[2], MASKED_ROWS):
+        part = slice(start, min(start + MASKED_ROWS, q.shape[2]))
+        here = seen.rows(part)
+        keys, values = k[:, :, : here.length], v[:, :, : here.length]
+        if selected is None and start == 0 and here.is_causal_square:
+            tiles.append(F.scaled_dot_product_attention(q[:, :, part], keys, values, is_causal=True, scale=scale))
+            continue
+        mask = here.mask()
+        if selected is not None:
+            mask = mask & selection_mask(selected[:, part], here.length)
+        tiles.append(
+            F.scaled_dot_product_attention(q[:, :, part], keys, values, attn_mask=mask.unsqueeze(1), scale=scale)
+        )
+    return torch.cat(tiles, dim=2).transpose(1, 2)[..., :value_width]
+
+
+def attend_mqa(q: Tensor, rows: Tensor, value_width: int, seen: Visibility, scale: float) -> Tensor:
+    """Absorbed attention over all visible keys, [B, T, H, C] (expand it with W_v after); zeros where nothing is seen.
+
+    q [B, T, H, W] (W_k folded in, then the rope part), rows [B, L, W] (latent, rope key).
+    """
+    batch, queries, heads, width = q.shape
+    tile = max(1, LOGIT_BYTES // (4 * batch * heads * max(seen.length, 1)))
+    tiles = []
+    for start in range(0, queries, tile):
+        part = slice(start, min(start + tile, queries))
+        here = seen.rows(part)
+        keys = rows[:, : here.length]
+        logits = torch.bmm(q[:, part].reshape(batch, -1, width) * scale, keys.transpose(1, 2))
+        hidden = ~here.mask().unsqueeze(2)
+        logits = logits.view(batch, -1, heads, here.length).masked_fill(hidden, -1e30)
+        weights = torch.softmax(logits, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
+        weights = weights.masked_fill(hidden, 0.0).to(rows.dtype).view(batch, -1, here.length)
+        tiles.append(torch.bmm(weights, keys[..., :value_width]).view(batch, -1, heads, value_width))
+    return torch.cat(tiles, dim=1)
+
+
+def attend_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """The formula for mask [B, T, L] and expanded keys and values, all at once; zeros for a query without keys."""
+    logits = torch.einsum("bthd,blhd->bhtl", q, k) * scale
+    hidden = ~mask.unsqueeze(1)
+    weights = torch.softmax(logits.masked_fill(hidden, -1e30), dim=-1).masked_fill(hidden, 0.0)
+    return torch.einsum("bhtl,blhv->bthv", weights, v)
 
 
 @torch.no_grad()
 def head_probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Attention probabilities summed over heads and L1-normalised, [B, T, L] in fp32: what the indexer learns from.
+    """Attention probabilities averaged over heads, [B, T, L] in fp32: what the indexer learns from.
 
-    q [B, T, H, N+R], k [B, L, H, N+R], mask [B, T, L]. Without gradient.
+    q [B, T, H, N+R], k [B, L, H, N+R], mask [B or 1, T, L]. Without gradient; the logits of all heads exist at once.
     """
-    logits = torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * scale
-    return torch.softmax(logits.masked_fill(~mask.unsqueeze(1), -torch.inf), dim=-1, dtype=torch.float32).mean(dim=1)
-
-
-def attend_mqa_selected(
-    q_latent: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, selected: Tensor, scale: float
-) -> Tensor:
-    """Absorbed attention over each query's own set: [B, T, H, C] in the latent space (expand it with W_v after).
-
-    q_latent [B, T, H, C] (W_k folded in), q_rope [B, T, H, R], latent [B, L, C], k_rope [B, L, R], selected [B, T, K]
-    positions, -1 for none. Work and memory are O(T K).
-    """
-    start = (torch.arange(len(latent), device=selected.device) * latent.shape[1]).view(-1, 1, 1)
-    index = (selected.clamp(min=0) + start).flatten()
-    # Whole rows are taken, which is several times faster than gathering element by element.
-    keys = latent.flatten(0, 1).index_select(0, index).view(*selected.shape, -1)
-    ropes = k_rope.flatten(0, 1).index_select(0, index).view(*selected.shape, -1)
-    logits = (q_latent @ keys.transpose(2, 3) + q_rope @ ropes.transpose(2, 3)) * scale
-    logits = logits.masked_fill((selected < 0).unsqueeze(2), -torch.inf)
-    return torch.softmax(logits, dim=-1, dtype=torch.float32).to(keys.dtype) @ keys
-
-
-def attend_mqa_masked(
-    q_latent: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor, scale: float
-) -> Tensor:
-    """Absorbed attention over the keys that mask [B, T, L] shows: [B, T, H, C]. For chunks of queries over a cache."""
-    batch, queries, heads, _ = q_latent.shape
-    q = torch.cat((q_latent, q_rope), dim=-1).reshape(batch, queries * heads, -1)
-    logits = torch.bmm(q, torch.cat((latent, k_rope), dim=-1).transpose(1, 2)).view(batch, queries, heads, -1) * scale
-    logits = logits.masked_fill(~mask.unsqueeze(2), -torch.inf)
-    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(latent.dtype)
-    return torch.bmm(weights.view(batch, queries * heads, -1), latent).view(batch, queries, heads, -1)
+    logits = torch.matmul(q.transpose(1, 2) * scale, k.permute(0, 2, 3, 1))
+    hidden = ~mask.unsqueeze(1)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    weights = torch.softmax(logits.masked_fill_(hidden, -1e30), dim=-1, dtype=dtype)
+    return weights.masked_fill_(hidden, 0.0).mean(dim=1)

@@ -14,10 +14,10 @@ import torch
 
 from baleen.chat.tokenizer import Tokenizer
 from baleen.evaluation.sparsity import measure_sparsity, text_loss
+from baleen.model.arithmetic import count_parameters
 from baleen.model.checkpoint import load_model, save_model
 from baleen.model.config import ModelConfig
 from baleen.model.network import Model
-from baleen.pipeline.estimate import count_parameters
 from baleen.pipeline.recipe import Recipe, TrainSection
 from baleen.pipeline.stage import StageContext
 from baleen.pipeline.stages import data

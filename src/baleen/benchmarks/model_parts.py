@@ -1,0 +1,199 @@
+"""What `baleen bench model` measures, part by part. A part asks for measurements; `model_figures.py` reads them.
+
+Cheap parts come first. Keys say what was measured: `prefill/sparse/float32/8192`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from baleen.benchmarks.results import Results
+
+PER_DOUBLING = 4.0
+"""The growth of time that is feared when a prompt doubles."""
+
+HOPELESS = 3.0
+"""Where the peer's one dtype is this many times slower than its other, longer prompts are read in the other alone."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The lengths and limits of one run."""
+
+    quick: bool = False
+    product_side: int = 2048
+    prefill: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    shorter: tuple[int, ...] = (1024, 2048, 4096)
+    """Where sparse may not lose to dense."""
+
+    middle: int = 32768
+    longest: int = 131072
+    decode: tuple[int, int] = (4096, 65536)
+    decode_tokens: int = 32
+    train: int = 16384
+    share: int = 2048
+    recipe: str = "nano"
+    pretrain_steps: int = 20
+    pretrain_warmup: int = 4
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    peer_limit: float = 240.0
+    """Seconds that one prefill of the peer's may be expected to take."""
+
+    timeout: float = 1500.0
+
+
+QUICK_SIZES = Sizes(
+    quick=True,
+    product_side=256,
+    prefill=(64, 256),
+    shorter=(64, 256),
+    middle=256,
+    longest=512,
+    decode=(64, 512),
+    decode_tokens=8,
+    train=256,
+    share=256,
+    recipe="micro",
+    pretrain_steps=3,
+    pretrain_warmup=1,
+    dtypes=("float32",),
+    timeout=60.0,
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A run: its sizes and its results."""
+
+    sizes: Sizes
+    results: Results
+
+    @property
+    def fast_dtype(self) -> str:
+        """The dtype whose matrix products are faster on this machine."""
+        machine = self.results.get("machine")
+        if machine is None:
+            return "float32"
+        products = machine["products"]
+        return max(products, key=lambda name: float(products[name]["operations_per_second"]))
+
+    @property
+    def best_dtype(self) -> str:
+        """The parameters' dtype in which our sparse prefill was faster at its longest."""
+        times = {name: self.seconds(f"prefill/sparse/{name}/{self.sizes.prefill[-1]}") for name in self.sizes.dtypes}
+        known = {name: value for name, value in times.items() if value is not None}
+        fallback = self.fast_dtype if self.fast_dtype in self.sizes.dtypes else self.sizes.dtypes[0]
+        return min(known, key=lambda name: known[name]) if known else fallback
+
+    def seconds(self, key: str) -> float | None:
+        """The best time of a measurement."""
+        entry = self.results.get(key)
+        return None if entry is None else min(entry["seconds"])
+
+    def task(self, measure: str, **arguments: Any) -> dict[str, Any]:
+        """A task of this run's networks."""
+        return {"measure": measure, "quick": self.sizes.quick, **arguments}
+
+    def prefill(self, form: str, dtype: str, length: int) -> float | None:
+        """Measures a prefill of ours; returns its best time."""
+        key = f"prefill/{form}/{dtype}/{length}"
+        compute = "float32" if dtype == "float32" else self.fast_dtype
+        self.results.measure(key, self.task("prefill", length=length, form=form, dtype=dtype, compute=compute))
+        return self.seconds(key)
+
+
+def measure_matmul(bench: Bench) -> None:
+    """The prefill whose share of the product rate is asked for; the rate itself is measured in every run."""
+    for dtype in bench.sizes.dtypes:
+        for form in ("sparse", "dense"):
+            bench.prefill(form, dtype, bench.sizes.share)
+
+
+def measure_decode(bench: Bench) -> None:
+    """Cached steps at two lengths, in one process."""
+    sizes, dtype = bench.sizes, bench.best_dtype
+    compute = "float32" if dtype == "float32" else bench.fast_dtype
+    lengths = list(sizes.decode)
+    task = bench.task("decode", lengths=lengths, tokens=sizes.decode_tokens, dtype=dtype, compute=compute)
+    bench.results.measure("decode", task)
+
+
+def measure_pretrain(bench: Bench) -> None:
+    """Ours with and without the second-token loss, and the peer, which has none."""
+    sizes = bench.sizes
+    counts = {"recipe": sizes.recipe, "steps": sizes.pretrain_steps, "warmup": sizes.pretrain_warmup}
+    for key, second_token in (("pretrain/ours", True), ("pretrain/ours-without-second-token", False)):
+        task = {"measure": "pretrain", "compute": bench.fast_dtype, "second_token": second_token, **counts}
+        bench.results.measure(key, task)
+    bench.results.measure("pretrain/peer", {"measure": "peer_pretrain", **counts})
+
+
+def measure_prefill(bench: Bench) -> None:
+    """Ours sparse and dense, then the peer, from the shortest prompt to the longest."""
+    sizes = bench.sizes
+    for length in sizes.prefill:
+        for dtype in sizes.dtypes:
+            for form in ("sparse", "dense"):
+                bench.prefill(form, dtype, length)
+        bench.prefill("dense_whole", bench.fast_dtype if bench.fast_dtype in sizes.dtypes else sizes.dtypes[0], length)
+    choice = bench.results.measure("peer/choice", bench.task("peer_choice", length=sizes.prefill[0]))
+    if choice is None:
+        return
+    expected = {dtype: float(choice["best"][dtype]["seconds"]) for dtype in sizes.dtypes}
+    for length in sizes.prefill:
+        for dtype in sizes.dtypes:
+            _measure_peer(bench, choice["best"][dtype], expected, dtype, length)
+
+
+def _measure_peer(bench: Bench, form: dict[str, Any], expected: dict[str, float], dtype: str, length: int) -> None:
+    key = f"peer/{dtype}/{length}"
+    if expected[dtype] > bench.sizes.peer_limit:
+        bench.results.skip(key, f"about {expected[dtype]:.0f} s are expected, more than {bench.sizes.peer_limit:.0f} s")
+    elif expected[dtype] > HOPELESS * min(expected.values()):
+        times = expected[dtype] / min(expected.values())
+        bench.results.skip(key, f"{times:.1f} times slower than the other dtype on shorter prompts")
+    else:
+        names = ("attention", "experts", "use_cache")
+        task = bench.task("peer_prefill", length=length, dtype=dtype, **{name: form[name] for name in names})
+        bench.results.measure(key, task)
+        expected[dtype] = bench.seconds(key) or expected[dtype]
+    expected[dtype] *= PER_DOUBLING
+
+
+def measure_train(bench: Bench) -> None:
+    """A step sparse and dense."""
+    for form in ("sparse", "dense"):
+        task = bench.task("train", length=bench.sizes.train, sparse=form == "sparse", compute=bench.fast_dtype)
+        bench.results.measure(f"train/{form}", task)
+
+
+def measure_memory(bench: Bench) -> None:
+    """The longest sparse prefill."""
+    bench.prefill("sparse", bench.best_dtype, bench.sizes.longest)
+
+
+def measure_long(bench: Bench) -> None:
+    """Sparse against dense at every length; dense at the longest on one layer only."""
+    sizes, dtype = bench.sizes, bench.best_dtype
+    for length in (*sizes.shorter, sizes.middle):
+        for form in ("sparse", "dense"):
+            bench.prefill(form, dtype, length)
+    measure_memory(bench)
+    compute = "float32" if dtype == "float32" else bench.fast_dtype
+    rest = {"length": sizes.longest, "dtype": dtype, "compute": compute}
+    bench.results.measure("long/shared", bench.task("prefill", form="sparse", shared=True, **rest))
+    bench.results.measure("long/dense-one-layer", bench.task("prefill", form="dense", layers=1, **rest))
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "matmul": measure_matmul,
+    "decode": measure_decode,
+    "prefill": measure_prefill,
+    "pretrain": measure_pretrain,
+    "train": measure_train,
+    "memory": measure_memory,
+    "long": measure_long,
+}
+"""The parts by name, in the order in which they run."""
