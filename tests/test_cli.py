@@ -30,7 +30,7 @@ def test_help_answers_in_half_a_second():
 
 def test_help_lists_the_commands_and_each_has_its_own():
     text = baleen("--help").stdout
-    for command in ("run", "convert", "chat", "synth", "eval", "report", "plan", "doctor"):
+    for command in ("run", "convert", "chat", "synth", "eval", "report", "plan", "bench", "doctor"):
         assert f"    {command} " in text
         with pytest.raises(SystemExit) as stopped:
             build_parser().parse_args([command, "--help"])
@@ -58,11 +58,27 @@ def test_a_dry_run_prints_stages_parameters_tokens_and_time_in_five_seconds(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_shows_parameters_by_part_and_memory():
-    done = baleen("plan", "micro", "model.hidden_size=128")
+def test_a_plan_shows_parameters_by_part_operations_cache_and_memory_per_device():
+    done = baleen("plan", "micro", "--devices", "2x80GB", "model.hidden_size=128")
     assert done.returncode == 0
-    for part in ("parameters, indexer", "routed experts", "cache per token", "dense", "sparse"):
+    for part in (
+        "indexer",
+        "routed experts",
+        "a token and layer",
+        "dense",
+        "sparse",
+        "2 x 80 GB",
+        "training",
+        "serving",
+    ):
         assert part in done.stdout
+
+
+def test_a_plan_of_a_network_loads_no_torch():
+    program = "import sys; from baleen.cli import main; main(['plan', 'deepseek-v3.2', '--devices', '64xH100'])"
+    program += "; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +88,8 @@ def test_a_plan_shows_parameters_by_part_and_memory():
         (["run", "nano", "pretrian.steps=3"], "did you mean 'pretrain.steps'?"),
         (["run", "nano", "pretrain.steps=x"], "pretrain.steps"),
         (["plan", "nano", "pretrain.steps"], "key=value"),
+        (["plan", "deepseek-v32"], "did you mean 'deepseek-v3.2'?"),
+        (["plan", "nano", "--devices", "8xTPU"], "COUNTxNAME"),
         (["report", "/nowhere/run"], "/nowhere/run"),
         (["convert", "/nowhere/a", "/nowhere/b"], "/nowhere/a"),
     ],

@@ -11,7 +11,7 @@ LONGEST_FILE = 450
 
 # Top to bottom: a folder imports from itself and from those below it. The files at the root are the commands' level.
 LAYERS = [
-    *("cli", "recipes", "pipeline", "report", "evaluation", "rl", "training", "synthesis"),
+    *("cli", "benchmarks", "recipes", "pipeline", "report", "evaluation", "rl", "training", "synthesis"),
     *("agent", "server", "engine", "chat", "model", "ops"),
 ]
 

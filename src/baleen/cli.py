@@ -98,6 +98,21 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/nano")
     report.set_defaults(command=_report)
 
+    bench = commands.add_parser("bench", help="measure this machine: our model beside its peers and its targets")
+    benchmarks = bench.add_subparsers(title="benchmarks", metavar="NAME", required=True)
+    bench_model = benchmarks.add_parser("model", help="prefill, decoding, training and memory, against transformers")
+    bench_model.add_argument("--quick", action="store_true", help="a tiny network and short prompts: tries the command")
+    bench_model.add_argument(
+        "--only", type=_names, default=[], metavar="PART,...", help="these parts, merged into an existing JSON"
+    )
+    bench_model.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go (default: DIR/model.json)")
+    bench_model.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="folder for the page (default: runs/bench)"
+    )
+    bench_model.set_defaults(
+        command=_bench_model, when_stopped="What was measured is saved; --only PART,... measures the rest."
+    )
+
     doctor = commands.add_parser("doctor", help="say what this machine has, what is missing and how to get it")
     doctor.set_defaults(command=_doctor)
 
@@ -117,6 +132,10 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe that comes with baleen (micro, nano) or a TOML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, such as run.seed=1")
@@ -126,11 +145,13 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "subject",
         metavar="CONFIG",
-        help="a recipe (micro, nano, a TOML file), a Hugging Face folder or its config.json, or a name: deepseek-v3.2",
+        help="a recipe (micro, nano, a TOML file), a model folder or its config.json, or deepseek-v3.2 or deepseek-v3",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe or of config.json")
     parser.add_argument("--devices", metavar="N", help="memory per device too: 64xH100, 8xH200, 2x80GB; 64 is 64xH100")
-    parser.add_argument("--context", type=int, metavar="TOKENS", help="length of a served sequence (default: 131072)")
+    parser.add_argument(
+        "--context", type=int, metavar="TOKENS", help="length of a served sequence (default: 131072, or the longest)"
+    )
     parser.add_argument(
         "--tokens", type=int, default=4096, metavar="TOKENS", help="trained tokens per device and pass (default: 4096)"
     )
@@ -213,6 +234,13 @@ def _report(options: argparse.Namespace, began: float) -> None:
     from baleen.report.page import write_report
 
     print(write_report(options.run))
+
+
+def _bench_model(options: argparse.Namespace, began: float) -> int:
+    from baleen.benchmarks.model import bench_model
+
+    made = bench_model(quick=options.quick, only=options.only, json_file=options.json, out=options.out)
+    return int(not options.only and any(figure.met is None for figure in made))
 
 
 def _doctor(options: argparse.Namespace, began: float) -> int:

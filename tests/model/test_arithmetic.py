@@ -1,8 +1,9 @@
 """The counted parameters are those of the network, the costs those that are published, worked by hand where short."""
 
 import pytest
-import tiny
+import torch
 
+import tiny
 from baleen.model.arithmetic import (
     Weight,
     activation_bytes_per_token,
@@ -125,8 +126,6 @@ def test_the_cache_has_the_published_bytes():
 
 @pytest.mark.parametrize("changes", [{}, {"model_type": "deepseek_v3"}])
 def test_the_cache_is_that_of_the_engine(changes):
-    import torch
-
     config = ModelConfig(**(tiny.TINY | changes))
     cache = LatentCache(config, slots=2, max_tokens=10, dtype=torch.bfloat16)
     held = sum(part.nbytes for layer in cache.layers for part in vars(layer).values())
@@ -144,16 +143,17 @@ def test_fp8_weights_are_a_byte_each_with_a_scale_per_block_of_128():
         assert all(weight.bytes("fp8") == 2 * weight.parameters for weight in found)
 
 
-def test_the_fp8_checkpoint_has_the_published_size():
-    """DeepSeek-V3 is 688.6 GB on the hub, where the MTP layer repeats embedding and head."""
-    config = V3.model_copy(update={"num_nextn_predict_layers": 1})
-    repeated = 2 * 2 * config.vocab_size * config.hidden_size
-    assert sum(weight.bytes("fp8") for weight in weights(config)) + repeated == pytest.approx(688.6e9, rel=1e-3)
+def test_the_folder_on_the_hub_has_the_published_685_billion():
+    """DeepSeek-V3's README: 671B and an MTP module of 14B, which repeats embedding and head."""
+    repeated = 2 * V3.vocab_size * V3.hidden_size
+    mtp = count_parameters(V3.model_copy(update={"num_nextn_predict_layers": 1})).by_part["multi-token prediction"]
+    assert count_parameters(V3).total + mtp + repeated == pytest.approx(685e9, rel=1e-3)
 
 
-def test_activations_are_the_layer_inputs_and_one_layer_at_work():
+def test_activations_are_the_layer_inputs_the_choices_and_one_layer_at_work():
     kept, working = activation_bytes_per_token(V32)
-    assert kept == 62 * 7168 * 2
+    assert kept == 62 * 7168 * 2 + 61 * 2048 * 4
+    assert activation_bytes_per_token(V3)[0] == 61 * 7168 * 2
     # Attention: input, its norm and output; queries and their latent; latent row; absorbed queries and outputs;
     # index queries and key; values of the heads. Experts: input, output, gate, up and product of eight; a shared one.
     attention = 3 * 7168 + 1536 + 128 * 192 + 576 + 128 * (576 + 512) + 65 * 128 + 128 * 128

@@ -8,7 +8,7 @@ import torch
 from baleen.ops import attention, sparse_attention
 from baleen.ops.attention import attend_mha, attend_mqa, attend_reference, head_probabilities
 from baleen.ops.selection import selection_mask
-from baleen.ops.sparse_attention import attend_selected, attend_selected_reference
+from baleen.ops.sparse_attention import attend_selected, attend_selected_reference, selected_probabilities
 from baleen.ops.visibility import Visibility
 
 HEADS, NOPE, ROPE, VALUE, LATENT = 3, 6, 4, 5, 7
@@ -69,7 +69,7 @@ class Case:
             attend = attend_selected if form == "fetched" else attend_selected_reference
             start = torch.arange(len(rows)).view(-1, 1, 1) * rows.shape[1]
             places = torch.where(self.selected < 0, -1, self.selected + start).flatten(0, 1)
-            out = attend(q.flatten(0, 1), rows.flatten(0, 1), places, LATENT, SCALE)[0].unflatten(0, q.shape[:2])
+            out = attend(q.flatten(0, 1), rows.flatten(0, 1), places, LATENT, SCALE).unflatten(0, q.shape[:2])
         return torch.einsum("bthc,hvc->bthv", out, self.w_v)
 
 
@@ -139,7 +139,7 @@ def test_the_indexer_s_target_is_the_mean_over_heads_in_both_forms(kind):
     torch.testing.assert_close(head_probabilities(q, k, mask, SCALE), expected)
     for row in range(len(q)):
         absorbed = case.absorbed(case.q_nope, case.q_rope)[row]
-        _, mean = attend_selected(absorbed, case.rows[row], case.selected[row], LATENT, SCALE)
+        mean = selected_probabilities(absorbed, case.rows[row], case.selected[row], SCALE)
         chosen = case.selected[row].long()
         torch.testing.assert_close(mean, expected[row].gather(-1, chosen.clamp(min=0)).masked_fill(chosen < 0, 0.0))
 
@@ -150,4 +150,4 @@ def test_the_indexer_s_target_carries_no_gradient():
     q.requires_grad_()
     assert not head_probabilities(q, k, case.mask["all"], SCALE).requires_grad
     absorbed = case.absorbed(case.q_nope, case.q_rope)[0].requires_grad_()
-    assert not attend_selected(absorbed, case.rows[0], case.selected[0], LATENT, SCALE)[1].requires_grad
+    assert not selected_probabilities(absorbed, case.rows[0], case.selected[0], SCALE).requires_grad

@@ -1,11 +1,12 @@
 """Time and memory of this process: the best of a few calls, and the peak of its resident size above a start.
 
-The kernel keeps the peak (`VmHWM`) since the process began; writing to `clear_refs` sets it back to the present size, so
-that what building the weights took for a moment is not counted.
+The kernel keeps the peak (`VmHWM`) since the process began; writing to `clear_refs` sets it back to the present size,
+so that what building the weights took for a moment is not counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,10 +33,8 @@ class PeakMemory:
     """The peak of the resident size from here on; zeros on systems without `/proc`."""
 
     def __init__(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the peak since the start then stands, which can only be larger
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass  # the peak since the start then stands, which can only be larger
         self.start = _status("VmRSS")
 
     def read(self) -> dict[str, int]:

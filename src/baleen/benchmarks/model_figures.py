@@ -6,8 +6,10 @@ missed.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from baleen.benchmarks.model_parts import Bench
 from baleen.benchmarks.networks import BENCHMARK, QUICK, SHARING
@@ -36,37 +38,34 @@ class _Missing(Exception):
 
 def figures(bench: Bench) -> list[Figure]:
     """Every figure, in the order of the table."""
-    makers: list[tuple[str, str, str, Callable[[], Figure]]] = []
     sizes = bench.sizes
-
-    def add(part: str, name: str, target: str, maker: Callable[[Bench, Figure], Figure]) -> None:
-        blank = Figure(part, name, target)
-        makers.append((part, name, target, lambda: maker(bench, blank)))
-
-    last = thousands(sizes.prefill[-1])
-    add("prefill", f"prefill at {last} against transformers", "at least 20 times (aim 30)", _prefill_speed)
-    add("prefill", f"its memory at {last}", "at most a tenth", _prefill_memory)
+    last, middle, longest = (thousands(length) for length in (sizes.prefill[-1], sizes.middle, sizes.longest))
+    near, far = (thousands(length) for length in sizes.decode)
+    train, share = thousands(sizes.train), thousands(sizes.share)
+    makers: list[tuple[Figure, Callable[[Bench, Figure], Figure]]] = [
+        (Figure("prefill", f"prefill at {last} against transformers", "at least 20 times (aim 30)"), _prefill_speed),
+        (Figure("prefill", f"its memory at {last}", "at most a tenth"), _prefill_memory),
+    ]
     for length in sizes.shorter:
-        add("long", f"sparse against dense at {thousands(length)}", "at least 0.91 times", _against_dense(length, 1 / 1.1))
-    middle = thousands(sizes.middle)
-    add("long", f"sparse against dense at {middle}", "at least 2.5 times", _against_dense(sizes.middle, 2.5))
-    longest = thousands(sizes.longest)
-    add("long", f"sparse against dense at {longest}", "at least 3.5 times", _longest("sparse", 3.5))
-    add("long", f"the same, {SHARING} layers sharing a selection", "at least 6 times", _longest("shared", 6.0))
-    add("memory", f"peak of prefill at {longest} above the weights", "at most 3 GB", _memory)
-    add("decode", f"a step at {thousands(sizes.decode[1])} against {thousands(sizes.decode[0])}", "at most 2 times", _decode)
-    train = thousands(sizes.train)
-    add("train", f"training step at {train}: peak of the process", "below 8 GB", _train_memory)
-    add("train", f"training step at {train} against the dense step", "at least 2 times", _train_speed)
-    share = thousands(sizes.share)
-    add("matmul", f"share of the product rate in a {share} prefill", "at least 50%", _matmul)
-    add("pretrain", f"pre-training of {sizes.recipe} against transformers", "at least 5 times", _pretrain)
+        blank = Figure("long", f"sparse against dense at {thousands(length)}", "at least 0.91 times")
+        makers.append((blank, _against_dense(length, 1 / 1.1)))
+    makers += [
+        (Figure("long", f"sparse against dense at {middle}", "at least 2.5 times"), _against_dense(sizes.middle, 2.5)),
+        (Figure("long", f"sparse against dense at {longest}", "at least 3.5 times"), _longest("sparse", 3.5)),
+        (Figure("long", f"the same, {SHARING} layers to a selection", "at least 6 times"), _longest("shared", 6.0)),
+        (Figure("memory", f"peak of prefill at {longest} above the weights", "at most 3 GB"), _memory),
+        (Figure("decode", f"a cached step at {far} against {near}", "at most 2 times"), _decode),
+        (Figure("train", f"training step at {train}: peak of the process", "below 8 GB"), _train_memory),
+        (Figure("train", f"training step at {train} against the dense step", "at least 2 times"), _train_speed),
+        (Figure("matmul", f"share of the product rate in a {share} prefill", "at least 50%"), _matmul),
+        (Figure("pretrain", f"pre-training of {sizes.recipe} against transformers", "at least 5 times"), _pretrain),
+    ]
     made = []
-    for part, name, target, maker in makers:
+    for blank, maker in makers:
         try:
-            made.append(maker())
+            made.append(maker(bench, blank))
         except _Missing as missing:
-            made.append(Figure(part, name, target, note=str(missing)))
+            made.append(replace(blank, note=str(missing)))
     return made
 
 
@@ -75,10 +74,20 @@ def thousands(length: int) -> str:
     return f"{length // 1024}K" if length % 1024 == 0 else str(length)
 
 
-def dense_seconds(bench: Bench, dtype: str, length: int) -> float | None:
-    """Our dense prefill: the faster of by chunks and whole."""
-    forms = (bench.seconds(f"prefill/{form}/{dtype}/{length}") for form in ("dense", "dense_whole"))
-    return min((value for value in forms if value is not None), default=None)
+def fastest_sparse(bench: Bench, length: int) -> str | None:
+    """The key of our sparse prefill in its faster dtype."""
+    return bench.fastest(f"prefill/sparse/{dtype}/{length}" for dtype in bench.sizes.dtypes)
+
+
+def fastest_dense(bench: Bench, length: int) -> str | None:
+    """The key of our dense prefill: the fastest of by chunks and whole, in either dtype."""
+    forms = ("dense", "dense_whole")
+    return bench.fastest(f"prefill/{form}/{dtype}/{length}" for form in forms for dtype in bench.sizes.dtypes)
+
+
+def fastest_peer(bench: Bench, length: int) -> str | None:
+    """The key of the peer's prefill in its faster dtype."""
+    return bench.fastest(f"peer/{dtype}/{length}" for dtype in bench.sizes.dtypes)
 
 
 def dense_longest(bench: Bench) -> float | None:
@@ -88,37 +97,41 @@ def dense_longest(bench: Bench) -> float | None:
     return None if one is None else one * int(fields["num_hidden_layers"])
 
 
-def peer_best(bench: Bench, length: int) -> str | None:
-    """The key of the peer's faster dtype at a length."""
-    known = {}
-    for dtype in bench.sizes.dtypes:
-        seconds = bench.seconds(f"peer/{dtype}/{length}")
-        if seconds is not None:
-            known[f"peer/{dtype}/{length}"] = seconds
-    return min(known, key=lambda key: known[key]) if known else None
+def _entry(bench: Bench, key: str) -> dict[str, Any]:
+    entry = bench.results.get(key)
+    if entry is None:
+        raise _Missing(f"{key}: {bench.results.problem(key)}")
+    return entry
 
 
 def _needed(bench: Bench, key: str) -> float:
-    value = bench.seconds(key)
-    if value is None:
-        raise _Missing(f"{key}: {bench.results.problem(key)}")
-    return value
+    return float(min(_entry(bench, key)["seconds"]))
 
 
-def _done(blank: Figure, ours: str, peer: str, ratio: float, met: bool, note: str = "") -> Figure:
-    return Figure(blank.part, blank.name, blank.target, ours, peer, ratio, met, note)
+def _one_of(bench: Bench, key: str | None, kind: str, length: int) -> str:
+    """The key, or what became of the measurements that could have been it."""
+    if key is not None:
+        return key
+    keys = [f"{kind}/{dtype}/{length}" for dtype in bench.sizes.dtypes]
+    keys += ["peer/choice"] if kind == "peer" and bench.results.get("peer/choice") is None else []
+    raise _Missing("; ".join(f"{key}: {bench.results.problem(key)}" for key in keys))
+
+
+def _sparse(bench: Bench, length: int) -> str:
+    return _one_of(bench, fastest_sparse(bench, length), "prefill/sparse", length)
+
+
+def _dense(bench: Bench, length: int) -> str:
+    return _one_of(bench, fastest_dense(bench, length), "prefill/dense", length)
+
+
+def _done(blank: Figure, ours: str, peer: str, ratio: float | None, met: bool, note: str = "") -> Figure:
+    return replace(blank, ours=ours, peer=peer, ratio=ratio, met=met, note=note)
 
 
 def _prefill_pair(bench: Bench) -> tuple[str, str]:
     length = bench.sizes.prefill[-1]
-    ours, peer = f"prefill/sparse/{bench.best_dtype}/{length}", peer_best(bench, length)
-    _needed(bench, ours)
-    if peer is None:
-        keys = [f"peer/{dtype}/{length}" for dtype in bench.sizes.dtypes]
-        reasons = "; ".join(f"{key}: {bench.results.problem(key)}" for key in keys)
-        choice = "" if bench.results.get("peer/choice") else f"; peer/choice: {bench.results.problem('peer/choice')}"
-        raise _Missing(reasons + choice)
-    return ours, peer
+    return _sparse(bench, length), _one_of(bench, fastest_peer(bench, length), "peer", length)
 
 
 def _prefill_speed(bench: Bench, blank: Figure) -> Figure:
@@ -126,22 +139,19 @@ def _prefill_speed(bench: Bench, blank: Figure) -> Figure:
     length = bench.sizes.prefill[-1]
     mine, theirs = _needed(bench, ours), _needed(bench, peer)
     ratio = theirs / mine
-    note = f"ours in {ours.split('/')[2]}, theirs in {peer.split('/')[1]}: each its faster dtype"
+    note = f"ours in {ours.split('/')[2]}, theirs in {peer.split('/')[1]}: each in its faster dtype"
     return _done(blank, f"{length / mine:,.0f} tokens/s", f"{length / theirs:,.0f} tokens/s", ratio, ratio >= 20, note)
 
 
 def _prefill_memory(bench: Bench, blank: Figure) -> Figure:
-    mine, theirs = (float((bench.results.get(key) or {})["memory_bytes"]) for key in _prefill_pair(bench))
+    mine, theirs = (float(_entry(bench, key)["memory_bytes"]) for key in _prefill_pair(bench))
     ratio = theirs / max(mine, 1.0)
     return _done(blank, _gigabytes(mine), _gigabytes(theirs), ratio, ratio >= 10, "peak above the weights")
 
 
 def _against_dense(length: int, target: float) -> Callable[[Bench, Figure], Figure]:
     def make(bench: Bench, blank: Figure) -> Figure:
-        dtype = bench.best_dtype
-        sparse, dense = _needed(bench, f"prefill/sparse/{dtype}/{length}"), dense_seconds(bench, dtype, length)
-        if dense is None:
-            raise _Missing(f"prefill/dense/{dtype}/{length}: {bench.results.problem(f'prefill/dense/{dtype}/{length}')}")
+        sparse, dense = _needed(bench, _sparse(bench, length)), _needed(bench, _dense(bench, length))
         return _done(blank, _time(sparse), f"{_time(dense)} dense", dense / sparse, dense / sparse >= target)
 
     return make
@@ -149,8 +159,8 @@ def _against_dense(length: int, target: float) -> Callable[[Bench, Figure], Figu
 
 def _longest(form: str, target: float) -> Callable[[Bench, Figure], Figure]:
     def make(bench: Bench, blank: Figure) -> Figure:
-        key = "long/shared" if form == "shared" else f"prefill/sparse/{bench.best_dtype}/{bench.sizes.longest}"
-        sparse = _needed(bench, key)
+        length = bench.sizes.longest
+        sparse = _needed(bench, f"long/shared/{length}" if form == "shared" else _sparse(bench, length))
         _needed(bench, "long/dense-one-layer")
         dense = dense_longest(bench) or 0.0
         note = "dense: one layer was measured, times the layers"
@@ -160,29 +170,22 @@ def _longest(form: str, target: float) -> Callable[[Bench, Figure], Figure]:
 
 
 def _memory(bench: Bench, blank: Figure) -> Figure:
-    key = f"prefill/sparse/{bench.best_dtype}/{bench.sizes.longest}"
-    _needed(bench, key)
-    peak = float((bench.results.get(key) or {})["memory_bytes"])
-    return _done(blank, _gigabytes(peak), _gigabytes(MEMORY_TARGET), peak / MEMORY_TARGET, peak <= MEMORY_TARGET)
+    peak = float(_entry(bench, _sparse(bench, bench.sizes.longest))["memory_bytes"])
+    return _done(blank, _gigabytes(peak), "–", None, peak <= MEMORY_TARGET)
 
 
 def _decode(bench: Bench, blank: Figure) -> Figure:
-    entry = bench.results.get("decode")
-    if entry is None:
-        raise _Missing(f"decode: {bench.results.problem('decode')}")
-    near, far = (sorted(entry["seconds"][str(length)]) for length in bench.sizes.decode)
-    short, long = near[len(near) // 2], far[len(far) // 2]
+    seconds = _entry(bench, "decode")["seconds"]
+    short, long = (statistics.median(seconds[str(length)]) for length in bench.sizes.decode)
     note = "medians; the cache was filled with random rows, not by a prefill"
     return _done(blank, f"{1e3 * long:.2f} ms", f"{1e3 * short:.2f} ms near", long / short, long / short <= 2, note)
 
 
 def _train_memory(bench: Bench, blank: Figure) -> Figure:
-    _needed(bench, "train/sparse")
-    peak = float((bench.results.get("train/sparse") or {})["process_bytes"])
+    peak = float(_entry(bench, "train/sparse")["process_bytes"])
     dense = (bench.results.get("train/dense") or {}).get("process_bytes")
     peer = "–" if dense is None else f"{_gigabytes(dense)} dense"
-    ratio = peak / TRAINING_MEMORY_TARGET
-    return _done(blank, _gigabytes(peak), peer, ratio, peak < TRAINING_MEMORY_TARGET, "ratio: to the target")
+    return _done(blank, _gigabytes(peak), peer, None, peak < TRAINING_MEMORY_TARGET, "weights and gradients included")
 
 
 def _train_speed(bench: Bench, blank: Figure) -> Figure:
@@ -193,32 +196,26 @@ def _train_speed(bench: Bench, blank: Figure) -> Figure:
 
 def _matmul(bench: Bench, blank: Figure) -> Figure:
     length, fields = bench.sizes.share, QUICK if bench.sizes.quick else BENCHMARK
-    machine = bench.results.get("machine")
-    if machine is None:
-        raise _Missing(f"machine: {bench.results.problem('machine')}")
-    seconds = _needed(bench, f"prefill/sparse/{bench.best_dtype}/{length}")
-    rates = {name: entry["operations_per_second"] for name, entry in machine["products"].items()}
+    products = _entry(bench, "machine")["products"]
+    rates = {name: float(one["operations_per_second"]) for name, one in products.items()}
     best = rates[bench.fast_dtype]
+    seconds = _needed(bench, _sparse(bench, length))
     reached = prefill_operations(fields, length, sparse=True) / seconds
     strict = prefill_operations(fields, length, sparse=True, strict=True) / seconds / best
-    note = f"products: {', '.join(f'{name} {rate / 1e9:,.0f}' for name, rate in rates.items())} GFLOP/s; the faster counts"
-    note += f"; {100 * strict:.0f}% with selected pairs at the expanded widths"
-    dense = dense_seconds(bench, bench.best_dtype, length)
+    listed = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.items())
+    note = f"products: {listed} GFLOP/s, the faster counts; {100 * strict:.0f}% with selected pairs at expanded widths"
+    dense = fastest_dense(bench, length)
     if dense is not None:
-        note += f"; dense {100 * prefill_operations(fields, length, sparse=False) / dense / best:.0f}%"
+        share = prefill_operations(fields, length, sparse=False) / _needed(bench, dense) / best
+        note += f"; dense {100 * share:.0f}%"
     share = reached / best
     return _done(blank, f"{reached / 1e9:,.0f} GFLOP/s", f"{best / 1e9:,.0f} GFLOP/s", share, share >= 0.5, note)
 
 
 def _pretrain(bench: Bench, blank: Figure) -> Figure:
-    rates = []
-    for key in ("pretrain/ours", "pretrain/peer"):
-        entry = bench.results.get(key)
-        if entry is None:
-            raise _Missing(f"{key}: {bench.results.problem(key)}")
-        rates.append(float(entry["tokens_per_second"]))
-    mine, theirs = rates
-    note = "ours with the second-token loss, which theirs has not"
+    ours = bench.best_rate("pretrain/ours/") or "pretrain/ours/float32"
+    mine, theirs = (float(_entry(bench, key)["tokens_per_second"]) for key in (ours, "pretrain/peer"))
+    note = f"ours in {ours.rsplit('/', 1)[1]} with the second-token loss, which theirs has not"
     plain = bench.results.get("pretrain/ours-without-second-token")
     if plain is not None:
         note += f"; ours without it {plain['tokens_per_second'] / theirs:.2f} times"

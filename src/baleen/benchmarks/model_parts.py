@@ -5,7 +5,8 @@ Cheap parts come first. Keys say what was measured: `prefill/sparse/float32/8192
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,9 @@ class Sizes:
     train: int = 16384
     share: int = 2048
     recipe: str = "nano"
+    pretrain_rows: int | None = None
+    """Rows of a step; None takes the recipe's tokens per step."""
+
     pretrain_steps: int = 20
     pretrain_warmup: int = 4
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
@@ -47,15 +51,16 @@ class Sizes:
 QUICK_SIZES = Sizes(
     quick=True,
     product_side=256,
-    prefill=(64, 256),
-    shorter=(64, 256),
+    prefill=(256,),
+    shorter=(64,),
     middle=256,
     longest=512,
     decode=(64, 512),
     decode_tokens=8,
     train=256,
-    share=256,
+    share=64,
     recipe="micro",
+    pretrain_rows=1,
     pretrain_steps=3,
     pretrain_warmup=1,
     dtypes=("float32",),
@@ -82,15 +87,25 @@ class Bench:
     @property
     def best_dtype(self) -> str:
         """The parameters' dtype in which our sparse prefill was faster at its longest."""
-        times = {name: self.seconds(f"prefill/sparse/{name}/{self.sizes.prefill[-1]}") for name in self.sizes.dtypes}
-        known = {name: value for name, value in times.items() if value is not None}
-        fallback = self.fast_dtype if self.fast_dtype in self.sizes.dtypes else self.sizes.dtypes[0]
-        return min(known, key=lambda name: known[name]) if known else fallback
+        best = self.fastest(f"prefill/sparse/{name}/{self.sizes.prefill[-1]}" for name in self.sizes.dtypes)
+        if best is not None:
+            return best.split("/")[2]
+        return self.fast_dtype if self.fast_dtype in self.sizes.dtypes else self.sizes.dtypes[0]
 
     def seconds(self, key: str) -> float | None:
         """The best time of a measurement."""
         entry = self.results.get(key)
         return None if entry is None else min(entry["seconds"])
+
+    def fastest(self, keys: Iterable[str]) -> str | None:
+        """The key that took the least time; None when none was measured."""
+        known = {key: value for key in keys if (value := self.seconds(key)) is not None}
+        return min(known, key=lambda key: known[key]) if known else None
+
+    def best_rate(self, prefix: str) -> str | None:
+        """The key with this beginning that had the most tokens per second."""
+        keys = [key for key in self.results.content["measurements"] if key.startswith(prefix) and self.results.get(key)]
+        return max(keys, key=lambda key: float((self.results.get(key) or {})["tokens_per_second"]), default=None)
 
     def task(self, measure: str, **arguments: Any) -> dict[str, Any]:
         """A task of this run's networks."""
@@ -121,12 +136,21 @@ def measure_decode(bench: Bench) -> None:
 
 
 def measure_pretrain(bench: Bench) -> None:
-    """Ours with and without the second-token loss, and the peer, which has none."""
+    """Ours with the recipe's second-token loss, the faster once more without it, and the peer, which has none."""
     sizes = bench.sizes
-    counts = {"recipe": sizes.recipe, "steps": sizes.pretrain_steps, "warmup": sizes.pretrain_warmup}
-    for key, second_token in (("pretrain/ours", True), ("pretrain/ours-without-second-token", False)):
-        task = {"measure": "pretrain", "compute": bench.fast_dtype, "second_token": second_token, **counts}
-        bench.results.measure(key, task)
+    counts = {
+        "recipe": sizes.recipe,
+        "rows": sizes.pretrain_rows,
+        "steps": sizes.pretrain_steps,
+        "warmup": sizes.pretrain_warmup,
+    }
+    for compute in {"float32": 0, bench.fast_dtype: 0}:  # each once
+        task = {"measure": "pretrain", "compute": compute, "second_token": True, **counts}
+        bench.results.measure(f"pretrain/ours/{compute}", task)
+    best = bench.best_rate("pretrain/ours/")
+    if best is not None:
+        task = {"measure": "pretrain", "compute": best.rsplit("/", 1)[1], "second_token": False, **counts}
+        bench.results.measure("pretrain/ours-without-second-token", task)
     bench.results.measure("pretrain/peer", {"measure": "peer_pretrain", **counts})
 
 
@@ -141,15 +165,18 @@ def measure_prefill(bench: Bench) -> None:
     choice = bench.results.measure("peer/choice", bench.task("peer_choice", length=sizes.prefill[0]))
     if choice is None:
         return
-    expected = {dtype: float(choice["best"][dtype]["seconds"]) for dtype in sizes.dtypes}
+    expected = {dtype: float(choice["best"][dtype]["seconds"] or math.inf) for dtype in sizes.dtypes}
     for length in sizes.prefill:
-        for dtype in sizes.dtypes:
-            _measure_peer(bench, choice["best"][dtype], expected, dtype, length)
+        took = {dtype: _measure_peer(bench, choice["best"][dtype], expected, dtype, length) for dtype in sizes.dtypes}
+        expected = {dtype: PER_DOUBLING * seconds for dtype, seconds in took.items()}
 
 
-def _measure_peer(bench: Bench, form: dict[str, Any], expected: dict[str, float], dtype: str, length: int) -> None:
+def _measure_peer(bench: Bench, form: dict[str, Any], expected: dict[str, float], dtype: str, length: int) -> float:
+    """The seconds that a prompt took, or that are expected where it was left out; infinity where it failed."""
     key = f"peer/{dtype}/{length}"
-    if expected[dtype] > bench.sizes.peer_limit:
+    if math.isinf(expected[dtype]):
+        bench.results.skip(key, "it failed on a shorter prompt")
+    elif expected[dtype] > bench.sizes.peer_limit:
         bench.results.skip(key, f"about {expected[dtype]:.0f} s are expected, more than {bench.sizes.peer_limit:.0f} s")
     elif expected[dtype] > HOPELESS * min(expected.values()):
         times = expected[dtype] / min(expected.values())
@@ -158,8 +185,8 @@ def _measure_peer(bench: Bench, form: dict[str, Any], expected: dict[str, float]
         names = ("attention", "experts", "use_cache")
         task = bench.task("peer_prefill", length=length, dtype=dtype, **{name: form[name] for name in names})
         bench.results.measure(key, task)
-        expected[dtype] = bench.seconds(key) or expected[dtype]
-    expected[dtype] *= PER_DOUBLING
+        return bench.seconds(key) or math.inf
+    return expected[dtype]
 
 
 def measure_train(bench: Bench) -> None:
@@ -182,9 +209,11 @@ def measure_long(bench: Bench) -> None:
             bench.prefill(form, dtype, length)
     measure_memory(bench)
     compute = "float32" if dtype == "float32" else bench.fast_dtype
-    rest = {"length": sizes.longest, "dtype": dtype, "compute": compute}
-    bench.results.measure("long/shared", bench.task("prefill", form="sparse", shared=True, **rest))
-    bench.results.measure("long/dense-one-layer", bench.task("prefill", form="dense", layers=1, **rest))
+    for length in (sizes.prefill[-1], sizes.middle, sizes.longest):
+        task = bench.task("prefill", form="sparse", shared=True, length=length, dtype=dtype, compute=compute)
+        bench.results.measure(f"long/shared/{length}", task)
+    task = bench.task("prefill", form="dense", layers=1, length=sizes.longest, dtype=dtype, compute=compute)
+    bench.results.measure("long/dense-one-layer", task)
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {

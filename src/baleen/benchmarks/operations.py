@@ -1,9 +1,9 @@
 """Multiplications and additions of a prefill, counted from the shapes: what has to be done, not what a form wastes.
 
 Two operations per weight and token in the projections and chosen experts, per pair and index dimension in the index,
-and per pair and head dimension in attention. A selected pair costs the widths of the absorbed form (the one that fetches
-rows: latent + rope + latent); a pair of dense attention those of the expanded form (key + value). `strict` counts
-selected pairs at the expanded widths too, the least that any form needs.
+and per pair and head dimension in attention. A selected pair costs the widths of the absorbed form (the one that
+fetches rows: latent + rope + latent); a pair of dense attention those of the expanded form (key + value). `strict`
+counts selected pairs at the expanded widths too, the least that any form needs.
 """
 
 from __future__ import annotations

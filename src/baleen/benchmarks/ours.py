@@ -117,14 +117,16 @@ def training_cost(*, length: int, sparse: bool, compute: str, quick: bool) -> di
     return {"length": length, "seconds": seconds, **memory.read()}
 
 
-def pretraining_rate(*, recipe: str, steps: int, warmup: int, compute: str, second_token: bool) -> dict[str, Any]:
+def pretraining_rate(
+    *, recipe: str, rows: int | None, steps: int, warmup: int, compute: str, second_token: bool
+) -> dict[str, Any]:
     """Tokens per second of each step of `training.loop.train` on text rows of the recipe's pre-training: optimiser,
     clipping, expert balancing and, with `second_token`, the recipe's second-token loss included."""
     loaded = load_recipe(recipe, [])
     section = loaded.pretrain
     prepare_machine()
     model = build(loaded.network().model_dump(), compute=compute)
-    rows = section.tokens_per_step // section.sequence_length
+    rows = rows or section.tokens_per_step // section.sequence_length
     vocabulary = model.config.vocab_size
 
     class Silent:

@@ -94,7 +94,7 @@ def prefill_cost(
     return {"length": length, "seconds": seconds, **memory.read()}
 
 
-def pretraining_rate(*, recipe: str, steps: int, warmup: int) -> dict[str, Any]:
+def pretraining_rate(*, recipe: str, rows: int | None, steps: int, warmup: int) -> dict[str, Any]:
     """Tokens per second of a plain loop (AdamW, clipping, cross-entropy alone) over rows of the recipe's pre-training,
     in fp32 and under bf16 autocast, with each experts' form; the fastest in a short trial is measured.
 
@@ -103,7 +103,7 @@ def pretraining_rate(*, recipe: str, steps: int, warmup: int) -> dict[str, Any]:
     loaded = load_recipe(recipe, [])
     section = loaded.pretrain
     fields = loaded.network().model_dump() | {"model_type": "deepseek_v3", "num_nextn_predict_layers": 0}
-    rows = section.tokens_per_step // section.sequence_length
+    rows = rows or section.tokens_per_step // section.sequence_length
     tokens = rows * section.sequence_length
     batches = [token_ids(fields["vocab_size"], section.sequence_length, rows, i) for i in range(steps)]
 

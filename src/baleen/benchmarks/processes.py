@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-WORKER = (sys.executable, "-m", "baleen.benchmarks.worker")
+WORKER = (sys.executable, "-P", "-m", "baleen.benchmarks.worker")  # -P: files of the current folder shadow nothing
 
 
 class MeasurementError(RuntimeError):

@@ -102,9 +102,8 @@ def _best(entry: Mapping[str, Any]) -> str:
 
 def _machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if (
-        info.is_file()
-    ) else []
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"cpu": names[0] if names else platform.processor(), "cores": cores, "python": platform.python_version()}
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from baleen.benchmarks import ours, peer
 
-MEASURES = {
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "machine": ours.machine,
     "prefill": ours.prefill_cost,
     "decode": ours.decode_cost,

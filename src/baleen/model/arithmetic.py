@@ -8,7 +8,8 @@ top-k are left out. A query-key pair of one layer costs, at the published shapes
     MHA      2 H (nope + rope + V)           81.9 kFLOP   keys and values expanded: prefill
     MQA      2 H (C + R + C)                278.5 kFLOP   `kv_b_proj` folded into query and output: decoding
 
-Sources: DeepSeek-V3.2 report, section 2.1; DeepSeek-V3, README_WEIGHTS (671B in all, 36.6B per token with the head).
+Sources: DeepSeek-V3.2 report, section 2.1; README_WEIGHTS of DeepSeek-V3-Base on the Hub (671B in all,
+36.6B per token with the head).
 """
 
 # H = attention heads, V = value dims, C = latent dims, R = rope dims, H_i = index heads, D_i = index head dims
@@ -215,9 +216,11 @@ def cache_bytes_per_token(config: ModelConfig, precision: Precision = "bf16") ->
 def activation_bytes_per_token(config: ModelConfig) -> tuple[int, int]:
     """bf16 bytes of one training token under recomputation: (kept through the forward pass, of one layer at work).
 
-    Kept is each layer's input. At work are the values of the widest layer that its backward pass reads, and as much
-    again for their gradients: attention in its sparse (absorbed) or dense (expanded) form, and the feed-forward or the
-    copies of the token that its experts receive. Logits and index scores are made in chunks and not counted.
+    Kept are each layer's input and its indexer's choice (`index_topk` int32 positions), which the recomputation must
+    repeat and not make anew: a top-k that falls differently would give gradients of another function. At work are the
+    values of the widest layer that its backward pass reads, and as much again for their gradients: attention in its
+    sparse (absorbed) or dense (expanded) form, and the feed-forward or the copies of the token that its experts
+    receive. Logits and index scores are made in chunks and not counted.
     """
     hidden, heads, rope = config.hidden_size, config.num_attention_heads, config.qk_rope_head_dim
     query = (config.q_lora_rank or 0) + heads * (config.qk_nope_head_dim + rope)
@@ -232,7 +235,8 @@ def activation_bytes_per_token(config: ModelConfig) -> tuple[int, int]:
     if config.moe_layers:
         widths.append(config.num_experts_per_tok * (2 * hidden + 3 * expert) + 3 * expert * shared)
     layers = config.num_hidden_layers + min(1, config.num_nextn_predict_layers)
-    return 2 * layers * hidden, 2 * 2 * (attention + max(widths))
+    choices = 4 * config.index_topk * len(indexing_layers(config))
+    return 2 * layers * hidden + choices, 2 * 2 * (attention + max(widths))
 
 
 def _layer(config: ModelConfig, layer: int, *, experts: bool) -> Iterator[Weight]:

@@ -24,7 +24,7 @@ from baleen.model.rotary import rotate_half_split, rotate_interleaved
 from baleen.ops.attention import attend_mha, attend_mqa, head_probabilities
 from baleen.ops.indexer_loss import Index, dense_indexer_kl, indexer_kl, selected_index_scores
 from baleen.ops.selection import index_scores, indexer_topk
-from baleen.ops.sparse_attention import attend_selected
+from baleen.ops.sparse_attention import attend_selected, selected_probabilities
 from baleen.ops.visibility import Visibility
 
 IndexerLoss = Literal["dense", "selected"]
@@ -171,7 +171,7 @@ class Attention(nn.Module):
             parts.append(self._expanded(_rows_of(q, part), keys, here, chosen))
         if expanded < queries:
             part = slice(expanded, queries)
-            parts.append(self._fetched(_rows_of(q, part), keys, selected[:, part])[0])
+            parts.append(self._fetched(_rows_of(q, part), keys, selected[:, part]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _expanded_queries(self, seen: Visibility, queries: int) -> int:
@@ -201,19 +201,20 @@ class Attention(nn.Module):
 
     def _absorbed(self, q: tuple[Tensor, Tensor], keys: _Keys, seen: Visibility) -> Tensor:
         """[B, S, H, V] with the key expansion in the query and the value expansion behind."""
-        w_k, w_v = self._expansions()
-        absorbed = torch.cat((_per_head(q[0], w_k), q[1]), dim=-1).to(keys.rows.dtype)
-        out = attend_mqa(absorbed, keys.rows, self.config.kv_lora_rank, seen, self.config.softmax_scale)
+        config, w_v = self.config, self._expansions()[1]
+        out = attend_mqa(self._absorb(q, keys.rows), keys.rows, config.kv_lora_rank, seen, config.softmax_scale)
         return _per_head(out, w_v.transpose(1, 2))
 
-    def _fetched(self, q: tuple[Tensor, Tensor], keys: _Keys, selected: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, S, H, V] over the selected rows alone, and the heads' mean probabilities [B, S, K]."""
-        w_k, w_v = self._expansions()
-        absorbed = torch.cat((_per_head(q[0], w_k), q[1]), dim=-1).to(keys.storage.dtype).flatten(0, 1)
-        places = keys.in_storage(selected)
-        out, mean = attend_selected(absorbed, keys.storage, places, self.config.kv_lora_rank, self.config.softmax_scale)
-        out = _per_head(out.unflatten(0, selected.shape[:2]), w_v.transpose(1, 2))
-        return out, mean.view(selected.shape)
+    def _fetched(self, q: tuple[Tensor, Tensor], keys: _Keys, selected: Tensor) -> Tensor:
+        """[B, S, H, V] over the selected rows alone."""
+        config, w_v = self.config, self._expansions()[1]
+        absorbed, places = self._absorb(q, keys.storage).flatten(0, 1), keys.in_storage(selected)
+        out = attend_selected(absorbed, keys.storage, places, config.kv_lora_rank, config.softmax_scale)
+        return _per_head(out.unflatten(0, selected.shape[:2]), w_v.transpose(1, 2))
+
+    def _absorb(self, q: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+        """[B, S, H, W]: queries that meet rows directly."""
+        return torch.cat((_per_head(q[0], self._expansions()[0]), q[1]), dim=-1).to(rows.dtype)
 
     def _expansions(self) -> tuple[Tensor, Tensor]:
         """W_k [H, nope, C] and W_v [H, V, C]."""
@@ -243,11 +244,12 @@ class Attention(nn.Module):
                 torch.cat(here, dim=-1), k, some, context.seen.rows(part), self.config.softmax_scale
             )
         chosen = selected[:, part]
-        with torch.no_grad():
-            target = self._fetched(here, keys, chosen)[1]
         places = keys.in_storage(chosen)
+        with torch.no_grad():
+            absorbed = self._absorb(here, keys.storage).flatten(0, 1)
+            target = selected_probabilities(absorbed, keys.storage, places, self.config.softmax_scale)
         scores = selected_index_scores(some[0].flatten(0, 1), some[1].flatten(0, 1), some[2].flatten(0, 1), places)
-        return indexer_kl(target, scores.view(chosen.shape), chosen >= 0)
+        return indexer_kl(target.view(chosen.shape), scores.view(chosen.shape), chosen >= 0)
 
     @torch.no_grad()
     def _probe(self, q: tuple[Tensor, Tensor], keys: _Keys, index: Index | None, context: AttentionContext) -> None:

@@ -1,8 +1,9 @@
 """Checkpoints in and out: Hugging Face folders under the published tensor names, in fp32, bf16 or FP8 blocks.
 
 Loading checks every name, shape and dtype against `config.json` from the headers alone. Then the parameters are made
-once, in their final dtype, and filled a piece at a time, so that the peak is the model itself. A folder is written under
-another name and renamed when it is complete: whatever happens, the old one or the new one is there whole.
+once, in their final dtype, and filled a piece at a time, so that the peak is the model itself. A folder is written
+under another name and renamed when it is complete: whatever happens, the old one or the new one is there whole (the
+old one as `<name>.old`, should the process be killed between two renames).
 
 FP8 folders are DeepSeek's: the linear weights of attention, feed-forward and experts in e4m3 with `weight_scale_inv`
 (`ops/fp8.py`); embeddings, head, norms, gate, `indexer.weights_proj` and `eh_proj` stay as they are.
@@ -13,18 +14,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from baleen.model.config import ModelConfig, UnsupportedCheckpointError
 from baleen.model.fields import existence_fields, shape_fields
-from baleen.model.names import is_left_out, published
 from baleen.model.network import Model
-from baleen.model.rotary import rotary_frequencies
 from baleen.model.shards import INDEX, SINGLE, CheckpointError, Parcel, StoredTensor, stored_tensors, write_shards
 from baleen.ops.fp8 import BLOCK, FP8, block_shape, dequantise_blocks, quantise_blocks
 
@@ -69,12 +70,12 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     stored = stored_tensors(folder)
     if not any(name.startswith(_second_prediction(config)) for name in stored):
         config = config.model_copy(update={"num_nextn_predict_layers": 0})
-    with torch.device("meta"):
+    with _WithoutMemory():
         model = Model(config)
     _check(model, stored, folder)
     _allocate(model, dtype)
     with torch.no_grad():
-        for name, part in _parts(model):
+        for name, part in _parts(model):  # all that `_allocate` made: a buffer that is not stored was made by `Model`
             _read_into(part, stored[name], stored.get(name + SCALE))
     return model
 
@@ -123,8 +124,26 @@ def _second_prediction(config: ModelConfig) -> str:
     return f"model.layers.{config.num_hidden_layers}."
 
 
+class _WithoutMemory(TorchFunctionMode):
+    """Makes weights on the meta device and leaves them as they are. Unlike `torch.device("meta")` it keeps real what is
+    computed, the rotary frequencies (no checkpoint holds them), and does not load torch's compiler (80 MB) for them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Calls `func`, unless it initialises a weight."""
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor")
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def _allocate(model: Model, dtype: torch.dtype) -> None:
-    """Gives a model on the meta device its memory: no page of it is touched before its tensor is read."""
+    """Gives a model without memory its memory: no page of it is touched before its tensor is read."""
+    lost = {name for name, buffer in model.named_buffers() if buffer.is_meta} - model.state_dict().keys()
+    assert not lost, f"no checkpoint holds {lost}: compute them, rather than fill zeros or ones"
     made: dict[nn.Parameter, nn.Parameter] = {}  # a tied parameter has two names, and stays one
     for module in model.modules():
         for name, old in list(module.named_parameters(recurse=False, remove_duplicate=False)):
@@ -132,11 +151,8 @@ def _allocate(model: Model, dtype: torch.dtype) -> None:
                 made[old] = nn.Parameter(torch.empty(old.shape, dtype=dtype, device="cpu"))
             setattr(module, name, made[old])
         for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
-    # What no checkpoint holds has to be made again.
-    computed = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
-    assert computed == {"frequencies"}, computed
-    model.frequencies = rotary_frequencies(model.config)[0]
+            if buffer.is_meta:
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
 
 
 def _read_into(out: Tensor, stored: StoredTensor, scale: StoredTensor | None) -> None:
@@ -232,17 +248,19 @@ def _check(model: Model, stored: dict[str, StoredTensor], folder: Path) -> None:
         if not (name in expected or name in scales or name in tied or is_left_out(name.removesuffix(SCALE), config))
     ]
     if unexpected:
-        raise CheckpointError(_unexpected(unexpected, stored))
+        raise CheckpointError(_unexpected(unexpected, stored, config))
     missing = [name for name in expected if name not in stored]
     if missing:
         name = missing[0]
         where = next((file for file in (folder / INDEX, folder / SINGLE) if file.is_file()), folder)
-        advice = _look_at(existence_fields(name)) or "copy the checkpoint again"
+        advice = "copy the checkpoint again"
         if name.startswith(_second_prediction(config)):
             advice = (
                 "the multi-token-prediction layer is there in part: copy the rest of it, or remove all tensors that "
-                f"begin with {_second_prediction(config)}; or {advice}"
+                f"begin with {_second_prediction(config)}"
             )
+        fields = existence_fields(name, config)
+        advice += f"; or {_look_at(fields)}" if fields else ""
         raise CheckpointError(
             f"{where}: tensor {name} of shape {list(expected[name])} is missing ({len(missing)} in all); {advice}"
         )
@@ -273,16 +291,42 @@ def _check_tensor(stored: StoredTensor, scale: StoredTensor | None, shape: tuple
         )
 
 
-def _unexpected(tensors: list[StoredTensor], stored: dict[str, StoredTensor]) -> str:
+def _unexpected(tensors: list[StoredTensor], stored: dict[str, StoredTensor], config: ModelConfig) -> str:
     tensor = tensors[0]
-    advice = _look_at(existence_fields(tensor.name)) or "remove it, or give the config.json that belongs to it"
+    advice = _look_at(existence_fields(tensor.name, config)) or "remove it, or give the config.json that belongs to it"
     weight = stored.get(tensor.name.removesuffix(SCALE))
     if weight is not None and weight is not tensor:
         advice = f"{weight.name} is {weight.kind}, not FP8, and needs no scales: remove them"
-    return (
-        f"{tensor.file}: unexpected tensor {tensor.name} of shape {list(tensor.shape)} ({len(tensors)} in all); {advice}"
-    )
+    what = f"unexpected tensor {tensor.name} of shape {list(tensor.shape)}"
+    return f"{tensor.file}: {what} ({len(tensors)} in all); {advice}"
 
 
 def _look_at(fields: tuple[str, ...]) -> str:
     return f"look at {', '.join(fields)} in config.json" if fields else ""
+
+
+def published(name: str, parameter: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """The published names of one of our parameters, with the views of it that they hold."""
+    if name.startswith("mtp."):
+        layer = f"model.layers.{config.num_hidden_layers}."
+        name = name.removeprefix("mtp.")
+        name = layer + ("shared_head." + name if name.startswith("norm.") else name.removeprefix("layer."))
+    elif not name.startswith("lm_head."):
+        name = "model." + name
+    if ".experts." not in name:
+        yield name, parameter
+        return
+    prefix, kind = name.rsplit(".", 1)
+    for expert in range(config.n_routed_experts):
+        if kind == "down_proj":
+            yield f"{prefix}.{expert}.down_proj.weight", parameter[expert]
+        else:
+            gate, up = parameter[expert].chunk(2)
+            yield f"{prefix}.{expert}.gate_proj.weight", gate
+            yield f"{prefix}.{expert}.up_proj.weight", up
+
+
+def is_left_out(name: str, config: ModelConfig) -> bool:
+    """Whether files hold this tensor without a need for it: what the second prediction shares with the model."""
+    shared = (f"model.layers.{config.num_hidden_layers}.embed_tokens", "shared_head.head.weight")
+    return name.startswith(shared[0]) or name.endswith(shared[1])

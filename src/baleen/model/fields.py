@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from baleen.model.config import ModelConfig
+
 _ATTENTION = ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim")
 
 _SHAPE = (
@@ -49,6 +51,9 @@ def shape_fields(name: str) -> tuple[str, ...]:
     return next(fields for pattern, fields in _SHAPE if re.search(pattern, name))
 
 
-def existence_fields(name: str) -> tuple[str, ...]:
+def existence_fields(name: str, config: ModelConfig) -> tuple[str, ...]:
     """The fields that decide whether a model has the tensor; none for those that every model has."""
-    return tuple(field for pattern, fields in _EXISTENCE if re.search(pattern, name) for field in fields)
+    fields = [field for pattern, fields in _EXISTENCE if re.search(pattern, name) for field in fields]
+    if name.startswith(f"model.layers.{config.num_hidden_layers}."):
+        fields.append("num_nextn_predict_layers")  # the multi-token-prediction layer stands behind the last one
+    return tuple(dict.fromkeys(fields))

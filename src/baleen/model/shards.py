@@ -23,7 +23,7 @@ from baleen.model.config import UnsupportedCheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
 """How much of a tensor is read before it is copied into place."""
 
 FLOATING = {
@@ -79,7 +79,7 @@ class StoredTensor:
             for first in range(0, shape[0], step):
                 rows = min(step, shape[0] - first)
                 buffer = torch.empty(rows * row_bytes, dtype=torch.uint8)
-                if not _fill(handle, memoryview(buffer.numpy())):
+                if not _fill(handle, buffer.numpy().data):
                     raise CheckpointError(f"{self.file} ends within tensor {self.name}: it was truncated; {AGAIN}")
                 yield first, buffer.view(self.dtype).view(rows, *shape[1:])
 
@@ -119,8 +119,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         for stored in _read_header(file):
             if stored.name in tensors:
                 raise CheckpointError(
-                    f"{file}: tensor {stored.name} is in {tensors[stored.name].file.name} as well; remove the file that "
-                    "does not belong to this checkpoint"
+                    f"{file}: tensor {stored.name} is in {tensors[stored.name].file.name} as well; "
+                    "remove the file that does not belong to this checkpoint"
                 )
             tensors[stored.name] = stored
     if places is not None:
@@ -166,9 +166,9 @@ def _write_shard(file: Path, parcels: list[Parcel]) -> None:
         handle.write(len(encoded).to_bytes(8, "little") + encoded)
         for parcel in parcels:
             for (name, dtype, shape), tensor in zip(parcel.specs, parcel.make(), strict=True):
-                assert tensor.dtype == dtype and tuple(tensor.shape) == shape, name
+                assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape), name
                 handle.seek(8 + len(encoded) + offsets[name])
-                handle.write(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+                handle.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         handle.flush()
         os.fsync(handle.fileno())  # a full disk may say so only now
 

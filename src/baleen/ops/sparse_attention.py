@@ -24,24 +24,32 @@ NOTHING = -1e30
 """The logit of an empty place; finite, so that a query without keys gives 0 and not NaN."""
 
 
-def attend_selected(q: Tensor, rows: Tensor, selected: Tensor, value_width: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention [M, H, C] and its probabilities averaged over heads, [M, K] fp32 (without gradient).
+def attend_selected(q: Tensor, rows: Tensor, selected: Tensor, value_width: int, scale: float) -> Tensor:
+    """Attention [M, H, C] of q [M, H, W] (the key expansion folded in, then the rope part) over rows [N, W].
 
-    q [M, H, W] (the key expansion folded in, then the rope part), rows [N, W], selected [M, K] int row numbers, -1 for
-    none. A query that selects nothing gets zeros. Expand the result with W_v.
+    selected [M, K] int row numbers, -1 for none. A query that selects nothing gets zeros. Expand the result with W_v.
     """
     return _AttendSelected.apply(q, rows, selected, value_width, scale)  # type: ignore[no-any-return]
 
 
-def attend_selected_reference(
-    q: Tensor, rows: Tensor, selected: Tensor, value_width: int, scale: float
-) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def selected_probabilities(q: Tensor, rows: Tensor, selected: Tensor, scale: float) -> Tensor:
+    """The attention's probabilities averaged over heads, [M, K] fp32, without gradient: what the indexer learns
+    from."""
+    queries, heads, width = q.shape
+    mean = q.new_empty(queries, selected.shape[1], dtype=_accurate(q))
+    for part, _, keys, empty in RowFetcher(rows, selected, q.element_size() * (width + 2 * heads)):
+        torch.mean(_weights(q[part] * scale, keys, empty), dim=1, dtype=mean.dtype, out=mean[part])
+    return mean
+
+
+def attend_selected_reference(q: Tensor, rows: Tensor, selected: Tensor, value_width: int, scale: float) -> Tensor:
     """The same, plainly: every query's rows at once."""
     keys = rows[selected.clamp(min=0).long()]
     hidden = (selected < 0).unsqueeze(1)
     logits = torch.einsum("mhw,mkw->mhk", q, keys) * scale
     weights = torch.softmax(logits.masked_fill(hidden, NOTHING), dim=-1).masked_fill(hidden, 0.0)
-    return torch.einsum("mhk,mkc->mhc", weights, keys[..., :value_width]), weights.mean(1).detach()
+    return torch.einsum("mhk,mkc->mhc", weights, keys[..., :value_width])
 
 
 class RowFetcher:
@@ -82,25 +90,18 @@ def _accurate(x: Tensor) -> torch.dtype:
 
 class _AttendSelected(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, rows: Tensor, selected: Tensor, value_width: int, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q: Tensor, rows: Tensor, selected: Tensor, value_width: int, scale: float) -> Tensor:
         queries, heads, width = q.shape
         out = q.new_empty(queries, heads, value_width)
-        mean = q.new_empty(queries, selected.shape[1], dtype=_accurate(q))
-        size = q.element_size()
-        for part, _, keys, empty in RowFetcher(rows, selected, size * (width + 2 * heads)):
-            weights = _weights(q[part] * scale, keys, empty)
-            torch.bmm(weights, keys[..., :value_width], out=out[part])
-            torch.mean(weights, dim=1, dtype=mean.dtype, out=mean[part])
+        for part, _, keys, empty in RowFetcher(rows, selected, q.element_size() * (width + 2 * heads)):
+            torch.bmm(_weights(q[part] * scale, keys, empty), keys[..., :value_width], out=out[part])
         ctx.save_for_backward(q, rows, selected, out)
         ctx.scale = scale
-        ctx.mark_non_differentiable(mean)
-        return out, mean
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, rows, selected, out = ctx.saved_tensors
         grad = grad.contiguous()
         value_width, (_, heads, width) = out.shape[2], q.shape

@@ -6,6 +6,7 @@ The first that fits decides: a well-known name, a model folder or its `config.js
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,14 @@ WELL_KNOWN = {
 }
 """Published networks by name."""
 
+MODEL_TYPES = ("deepseek_v3", "deepseek_v32")
+AT_LEAST_ONE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "n_routed_experts", "num_experts_per_tok", "kv_lora_rank", "qk_nope_head_dim"),
+    *("qk_rope_head_dim", "v_head_dim", "index_n_heads", "index_head_dim", "index_topk", "max_position_embeddings"),
+)
+"""Fields that count something which every network has."""
+
 
 class PlanError(ValueError):
     """What is to be planned is not there or does not fit together; the message says what is accepted."""
@@ -33,9 +42,9 @@ def read_subject(text: str, overrides: Sequence[str] = ()) -> Recipe | ModelConf
     of `config.json`). Raises `PlanError`, `RecipeError` or `UnsupportedCheckpointError`."""
     path = Path(text).expanduser()
     if text.lower() in WELL_KNOWN:
-        return _overridden(WELL_KNOWN[text.lower()], overrides)
+        return _checked(_overridden(WELL_KNOWN[text.lower()], overrides))
     if path.suffix == ".json" or path.is_dir():
-        return _overridden(_from_checkpoint(path), overrides)
+        return _checked(_overridden(_from_checkpoint(path), overrides))
     if path.suffix != ".toml" and not path.is_file() and text not in packaged_recipes():
         names = [*packaged_recipes(), *WELL_KNOWN]
         close = difflib.get_close_matches(text, names, n=1)
@@ -47,6 +56,16 @@ def read_subject(text: str, overrides: Sequence[str] = ()) -> Recipe | ModelConf
     return load_recipe(text, overrides)
 
 
+def _checked(config: ModelConfig) -> ModelConfig:
+    """The config, unless its model type is not read here or a size is below one; a recipe checks its own."""
+    if config.model_type not in MODEL_TYPES:
+        raise PlanError(f"model_type {config.model_type!r} is not planned here; {' and '.join(MODEL_TYPES)} are")
+    for field in AT_LEAST_ONE:
+        if getattr(config, field) < 1:
+            raise PlanError(f"{field} {getattr(config, field)}: a network has at least 1")
+    return config
+
+
 def _from_checkpoint(path: Path) -> ModelConfig:
     if path.suffix == ".json":
         if path.name != "config.json":
@@ -56,8 +75,8 @@ def _from_checkpoint(path: Path) -> ModelConfig:
         return ModelConfig.from_pretrained(path)
     except ValidationError as error:
         raise PlanError(f"{path / 'config.json'}: {_readable(error)}") from error
-    except UnicodeDecodeError as error:
-        raise PlanError(f"{path / 'config.json'} is not text: {error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path / 'config.json'} is not JSON: {error}") from error
 
 
 def _overridden(config: ModelConfig, overrides: Sequence[str]) -> ModelConfig:

@@ -14,6 +14,7 @@ from baleen.model.arithmetic import (
     count_parameters,
     forward_flops,
     indexing_layers,
+    pair_flops,
 )
 from baleen.model.config import ModelConfig
 from baleen.pipeline.devices import (
@@ -37,10 +38,15 @@ if TYPE_CHECKING:
 CONTEXTS = (4_096, 32_768, 131_072)
 """Context lengths that operations are shown at, as far as the network reaches."""
 
+WIDTH = 72
+"""Columns that a table takes at least: the titles fit, and a terminal of 80 holds it."""
+
 FLOP_UNITS = ((1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
 
 OPTIMIZERS: tuple[OptimizerName, ...] = ("AdamW", "Muon")
 PUBLISHED = "DeepSeek-V3 is published with 671B parameters, 37B active, without indexers and MTP layer"
+PUBLISHED_LATENT = "Published in FP8: 656 B"
+PUBLISHED_CACHE = f"{PUBLISHED_LATENT} and 132 B"
 
 
 def plan_tables(
@@ -129,16 +135,10 @@ def _operations(config: ModelConfig) -> Table:
     longest = config.max_position_embeddings
     contexts = [context for context in CONTEXTS if context <= longest] or [max(1, longest // 8), longest]
     scale, unit = _flop_unit(forward_flops(config, contexts[-1], sparse=False, decoding=True).total)
-    columns = ["projec-\ntions,\nexperts", "dense\nattention", "dense\ntotal"]
-    note = (
-        "forward, one token that sees so many keys. Prefill expands keys and values (MHA), decoding absorbs them (MQA)"
-    )
+    columns = ["linear\nlayers", "dense\nattention", "dense\ntotal"]
     if config.sparse:
-        columns += ["indexer", "sparse\nattention", "sparse\ntotal", "ratio"]
-        note += f"; sparse attention is MQA over {config.index_topk:,} chosen keys, or masked MHA where that is less; "
-        note += "ratio: dense total to sparse total"
-    note += ". Training costs three times the prefill, four with recomputation"
-    table = _table(f"{unit} per token by context length", ["keys"], columns, note)
+        columns += ["indexer", "sparse\nattention", "sparse\ntotal", "dense:\nsparse"]
+    table = _table(f"{unit} per token by context length", ["keys"], columns, _operations_note(config))
 
     def cells(*values: float) -> list[str]:
         return [f"{value / scale:,.1f}" if value < 1_000 * scale else f"{value / scale:,.0f}" for value in values]
@@ -156,6 +156,21 @@ def _operations(config: ModelConfig) -> Table:
     return table
 
 
+def _operations_note(config: ModelConfig) -> str:
+    pair = pair_flops(config)
+    note = (
+        "forward pass of one token that sees so many keys, without the MTP layer; linear layers: projections, experts, "
+        f"routers, head. A query-key pair takes per layer {pair.mha / 1e3:,.1f} kFLOP with keys and values expanded "
+        f"(MHA: prefill), {pair.mqa / 1e3:,.1f} absorbed (MQA: decode)"
+    )
+    if config.sparse:
+        note += (
+            f", {pair.indexer / 1e3:,.1f} in the indexer. Sparse attention is MQA over {config.index_topk:,} chosen "
+            "keys, in prefill masked MHA where that is less"
+        )
+    return note + ". Training takes three times the prefill, four with recomputation"
+
+
 def _cache(config: ModelConfig, context: int) -> Table:
     (latent, index), (latent_fp8, index_fp8) = cache_layer_bytes(config), cache_layer_bytes(config, "fp8")
     indexing = len(indexing_layers(config))
@@ -164,6 +179,8 @@ def _cache(config: ModelConfig, context: int) -> Table:
         layers += f", {indexing} with an index key"
     plain, quantised = cache_bytes_per_token(config), cache_bytes_per_token(config, "fp8")
     note = "FP8: e4m3 values with an fp32 scale per 128; the rope key stays bf16"
+    if config in WELL_KNOWN.values():
+        note += f". {PUBLISHED_CACHE if config.sparse else PUBLISHED_LATENT}"
     table = _table("cache", ["of"], ["bf16", "FP8"], note)
     table.add_row("a token and layer: latent and rope key", f"{latent:,} B", f"{latent_fp8:,} B")
     if indexing:
@@ -175,11 +192,14 @@ def _cache(config: ModelConfig, context: int) -> Table:
 
 def _training(config: ModelConfig, devices: Devices, tokens: int) -> Table:
     each = [training_memory(config, devices, name, tokens) for name in OPTIMIZERS]
-    note = (
-        "states sharded evenly (FSDP2, experts by expert parallelism); gathered: embedding, head, two layers without "
-        "their routed experts and the gradients of one. Every layer is recomputed in the backward pass, the loss made "
-        "in chunks. Muon keeps one moment of each matrix, AdamW two of every parameter"
-    )
+    kept = "each layer's input" + (" and its indexer's choice" if config.sparse else "")
+    note = f"activations: {kept}, and one layer recomputed at a time, in bf16; the loss is made in chunks. "
+    note += "Muon keeps one moment of each matrix, AdamW two of every parameter"
+    if devices.count > 1:
+        note += (
+            ". States are sharded evenly: FSDP2, experts by expert parallelism. Gathered: embedding, head, two layers "
+            "without their routed experts and the gradients of one"
+        )
     table = _table(f"training on {_machine(devices)}, per device", ["what"], list(OPTIMIZERS), note)
     for row, values in (
         ("weights, bf16", [memory.weights for memory in each]),
@@ -187,13 +207,14 @@ def _training(config: ModelConfig, devices: Devices, tokens: int) -> Table:
         ("master weights, fp32", [memory.master_weights for memory in each]),
         ("optimiser moments, fp32", [memory.moments for memory in each]),
         ("gathered layers, bf16", [memory.gathered for memory in each]),
-        (f"activations of {tokens:,} tokens, bf16", [memory.activations for memory in each]),
+        (f"activations of {tokens:,} tokens", [memory.activations for memory in each]),
     ):
         if any(values):
             table.add_row(row, *map(_bytes, values))
     table.add_section()
     table.add_row("together", *(_bytes(memory.total) for memory in each))
-    table.add_row(f"fits in {_bytes(devices.usable)}", *(_verdict(m.fits, m.devices_needed) for m in each))
+    table.add_row(f"fits in {_bytes(devices.usable)}", *("yes" if memory.fits else "no" for memory in each))
+    table.add_row("fewest such devices that would do", *(_fewest(memory.devices_needed) for memory in each))
     if any(memory.fits for memory in each):
         table.add_row("tokens per device that would fit", *(f"{memory.tokens_that_fit:,}" for memory in each))
     return table
@@ -202,17 +223,20 @@ def _training(config: ModelConfig, devices: Devices, tokens: int) -> Table:
 def _serving(config: ModelConfig, devices: Devices, context: int) -> Table:
     each = [serving_memory(config, devices, precision, context) for precision in ("bf16", "fp8")]
     note = (
-        "experts divided, the rest whole on each device, a sequence's cache on one device. FP8: weights in 128x128 "
-        "blocks, except embedding, head, routers, norms"
+        "a sequence's cache is on one device. FP8: weights in 128x128 blocks, but not embedding, head, routers, norms"
     )
+    if config.num_nextn_predict_layers:
+        note += "; the MTP layer's weights are held, its cache is not counted"
     here = -(-config.n_routed_experts // devices.count)
     table = _table(f"serving on {_machine(devices)}, per device", ["what"], ["bf16", "FP8"], note)
-    table.add_row("weights held whole", *(_bytes(memory.whole) for memory in each))
-    table.add_row(f"experts, {here} of {config.n_routed_experts} per layer", *(_bytes(m.experts) for m in each))
-    table.add_row(f"left of {_bytes(devices.usable)} for the cache", *(_bytes(memory.left) for memory in each))
+    table.add_row("weights that each device holds", *(_bytes(memory.whole) for memory in each))
+    if any(memory.experts for memory in each):
+        table.add_row(f"experts, {here} of {config.n_routed_experts} per layer", *(_bytes(m.experts) for m in each))
+    table.add_row(f"left of {_bytes(devices.usable)} for the cache", *(_bytes(m.left) if m.left else "-" for m in each))
     table.add_row(f"cache of one sequence of {context:,} tokens", *(_bytes(memory.sequence) for memory in each))
     table.add_section()
-    table.add_row("weights and one sequence fit", *(_verdict(m.fits, m.devices_needed) for m in each))
+    table.add_row("weights and one sequence fit", *("yes" if memory.fits else "no" for memory in each))
+    table.add_row("fewest such devices that would do", *(_fewest(memory.devices_needed) for memory in each))
     table.add_row("sequences that fit, per device", *(f"{memory.sequences:,}" for memory in each))
     if devices.count > 1:
         table.add_row("sequences that fit, together", *(f"{memory.sequences * devices.count:,}" for memory in each))
@@ -223,7 +247,8 @@ def _table(title: str, left: Sequence[str], right: Sequence[str], caption: str) 
     """An empty table with `left` columns of words and `right` columns of numbers."""
     from rich.table import Table
 
-    table = Table(title=title, caption=caption, title_style="bold", title_justify="left", caption_justify="left")
+    table = Table(title=title, caption=caption, title_style="bold", min_width=WIDTH)
+    table.title_justify = table.caption_justify = "left"
     for heading in left:
         table.add_column(heading, no_wrap=True)
     for heading in right:
@@ -236,10 +261,8 @@ def _machine(devices: Devices) -> str:
     return f"{devices.count} x {devices.name} ({each}{USABLE:.0%} handed out)"
 
 
-def _verdict(fits: bool, needed: int | None) -> str:
-    if fits:
-        return "yes"
-    return "no, on any number" if needed is None else f"no, needs {needed:,}"
+def _fewest(needed: int | None) -> str:
+    return "no number" if needed is None else f"{needed:,}"
 
 
 def _flop_unit(largest: float) -> tuple[float, str]:
