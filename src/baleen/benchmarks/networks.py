@@ -60,14 +60,6 @@ SHARING = 4
 """Layers that share one selection in the variant with shared selections."""
 
 
-class SharedSelections(ModelConfig):
-    """The same network, whose selections are made by every fourth layer and taken over by those behind it."""
-
-    def index_shared(self, layer: int) -> bool:
-        """Whether the layer takes over a selection."""
-        return layer % SHARING != 0
-
-
 def build(
     fields: Mapping[str, Any],
     *,
@@ -77,7 +69,10 @@ def build(
     shared: bool = False,
 ) -> Model:
     """A fresh network with parameters in `dtype` and matrix products in `compute` (None: the parameters' own)."""
-    model = Model((SharedSelections if shared else ModelConfig)(**fields))
+    if shared:
+        kinds = tuple("shared" if layer % SHARING else "full" for layer in range(fields["num_hidden_layers"]))
+        fields = {**fields, "indexer_types": kinds}
+    model = Model(ModelConfig(**fields))
     model.initialise(seed)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPES[dtype])

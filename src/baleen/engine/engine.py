@@ -229,7 +229,7 @@ class Engine:
         self, sequences: list[Sequence], logits: torch.Tensor, on_token: Callable[[Sequence, int], None] | None
     ) -> None:
         drawn = draw(logits, [s.params for s in sequences], [s.next_uniform for s in sequences])
-        eos = self.model.config.eos_token_id
+        ends = self.model.config.stop_token_ids
         for row, sequence in enumerate(sequences):
             token = drawn.tokens[row]
             sequence.tokens.append(token)
@@ -237,7 +237,7 @@ class Engine:
             sequence.kept.append(drawn.kept[row])
             if on_token is not None:
                 on_token(sequence, token)
-            if token == eos or token in sequence.params.stop_ids:
+            if token in ends or token in sequence.params.stop_ids:
                 sequence.finish_reason = "stop"
             elif len(sequence.tokens) >= sequence.params.max_tokens or sequence.length >= self.max_tokens:
                 sequence.finish_reason = "length"

@@ -33,6 +33,9 @@ MASKED_PAIR_COST = 1.5
 """What a pair costs in the expanded form under a mask, against one in the fetched form, per multiplication (measured
 on two CPU cores)."""
 
+LATENT_NORM_EPS = 1e-6
+"""In every family, whatever `rms_norm_eps` the other norms have."""
+
 FEW_QUERIES = 64
 """From this many queries on it pays to expand the whole cache's keys and values for them."""
 
@@ -92,10 +95,10 @@ class Attention(nn.Module):
             self.q_proj = Linear(config.hidden_size, query_width)
         else:
             self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank, bias=bias)
-            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.rms_norm_eps)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
             self.q_b_proj = Linear(config.q_lora_rank, query_width)
         self.kv_a_proj_with_mqa = Linear(config.hidden_size, config.kv_lora_rank + config.qk_rope_head_dim, bias=bias)
-        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, config.rms_norm_eps)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_NORM_EPS)
         self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
         self.o_proj = Linear(heads * config.v_head_dim, config.hidden_size, bias=bias)
         self.indexer = Indexer(config) if config.sparse and not config.index_shared(layer) else None

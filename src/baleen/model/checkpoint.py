@@ -327,6 +327,11 @@ def published(name: str, parameter: Tensor, config: ModelConfig) -> Iterator[tup
 
 
 def is_left_out(name: str, config: ModelConfig) -> bool:
-    """Whether files hold this tensor without a need for it: what the second prediction shares with the model."""
-    shared = (f"model.layers.{config.num_hidden_layers}.embed_tokens", "shared_head.head.weight")
-    return name.startswith(shared[0]) or name.endswith(shared[1])
+    """Whether files hold this tensor without a need for it: what the second prediction shares with the model, a head
+    that is the embedding, and frequencies that follow from the config."""
+    second = _second_prediction(config)
+    if name.startswith(second) and config.num_nextn_predict_layers == 0:
+        return False
+    shared = name.startswith(f"{second}embed_tokens.") or name.endswith("shared_head.head.weight")
+    tied = config.tie_word_embeddings and name == "lm_head.weight"
+    return shared or tied or name.endswith("rotary_emb.inv_freq")

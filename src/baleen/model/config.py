@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from baleen.model.families import FAMILIES, ConfigError, read_fields
 
 
 class UnsupportedCheckpointError(ValueError):
@@ -15,8 +17,8 @@ class UnsupportedCheckpointError(ValueError):
 
 
 class ModelConfig(BaseModel):
-    """Shapes and constants of a DeepSeek-V3.2 network (report section 2.1); unknown keys of `config.json` are
-    ignored."""
+    """Shapes and constants of a network (report section 2.1; the families are in `families.py`); defaults are those of
+    DeepSeek-V3.2, and unknown keys of `config.json` are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -29,33 +31,37 @@ class ModelConfig(BaseModel):
     num_nextn_predict_layers: int = 1
     num_attention_heads: int = 128
     first_k_dense_replace: int = 3
+    mlp_layer_types: tuple[Literal["dense", "sparse"], ...] | None = None
     n_routed_experts: int = 256
     n_shared_experts: int = 1
     num_experts_per_tok: int = 8
     n_group: int = 8
     topk_group: int = 4
+    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
+    topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = "noaux_tc"
     routed_scaling_factor: float = 2.5
     norm_topk_prob: bool = True
     q_lora_rank: int | None = 1536
-    attention_bias: bool = False
-    tie_word_embeddings: bool = False
-    rope_interleave: bool = True
-    indexer_rope_interleave: bool = False
     kv_lora_rank: int = 512
     qk_nope_head_dim: int = 128
     qk_rope_head_dim: int = 64
     v_head_dim: int = 128
+    attention_bias: bool = False
     index_n_heads: int = 64
     index_head_dim: int = 128
     index_topk: int = 2048
+    indexer_types: tuple[Literal["full", "shared"], ...] | None = None
+    indexer_rope_interleave: bool = False
     rms_norm_eps: float = 1e-6
+    rope_interleave: bool = True
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     max_position_embeddings: int = 163840
     initializer_range: float = 0.02
-    bos_token_id: int = 0
-    eos_token_id: int = 1
-    pad_token_id: int | None = Field(default=None)
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = 0
+    eos_token_id: int | tuple[int, ...] | None = 1
+    pad_token_id: int | None = None
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> ModelConfig:
@@ -68,23 +74,37 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"num_experts_per_tok {self.num_experts_per_tok} exceeds the {allowed} experts of its groups"
             )
-        if self.index_head_dim < self.qk_rope_head_dim:
+        if self.sparse and self.index_head_dim < self.qk_rope_head_dim:
             raise ValueError("index_head_dim must hold the rope dimensions: at least qk_rope_head_dim")
+        for name in ("mlp_layer_types", "indexer_types"):
+            kinds = getattr(self, name)
+            if kinds is not None and len(kinds) != self.num_hidden_layers:
+                raise ValueError(f"{name} names {len(kinds)} layers, num_hidden_layers is {self.num_hidden_layers}")
+        if self.indexer_types is not None and self.indexer_types[0] == "shared":
+            raise ValueError("indexer_types begins with a shared layer: there is no selection to share yet")
         return self
 
     @property
     def sparse(self) -> bool:
-        """Whether the network has a lightning indexer (V3.2); V3 checkpoints have none."""
-        return self.model_type == "deepseek_v32"
+        """Whether the network has a lightning indexer."""
+        return self.model_type in FAMILIES and FAMILIES[self.model_type].sparse
 
     def index_shared(self, layer: int) -> bool:
         """Whether the layer has no indexer of its own and takes over the selection of the last layer that has one."""
-        return False
+        return self.indexer_types is not None and self.indexer_types[layer : layer + 1] == ("shared",)
 
     @property
     def moe_layers(self) -> list[int]:
         """Indices of the layers with experts."""
+        if self.mlp_layer_types is not None:
+            return [layer for layer, kind in enumerate(self.mlp_layer_types) if kind == "sparse"]
         return list(range(min(self.first_k_dense_replace, self.num_hidden_layers), self.num_hidden_layers))
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """The tokens that end a turn."""
+        ends = self.eos_token_id
+        return frozenset(() if ends is None else (ends,) if isinstance(ends, int) else ends)
 
     @property
     def softmax_scale(self) -> float:
@@ -96,37 +116,38 @@ class ModelConfig(BaseModel):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> ModelConfig:
-        """Reads `<path>/config.json`. Raises `UnsupportedCheckpointError` for a model type not read here."""
+        """Reads `<path>/config.json`. Raises `UnsupportedCheckpointError` for a model type not read here, `ConfigError`
+        for a field that is missing, impossible, or not computed here; both name the file."""
         file = Path(path) / "config.json"
         if not file.is_file():
             raise UnsupportedCheckpointError(f"{file} does not exist: give a Hugging Face model folder")
-        fields = json.loads(file.read_text())
-        if fields.get("model_type") not in ("deepseek_v3", "deepseek_v32"):
-            raise UnsupportedCheckpointError(
-                f"{file}: model_type {fields.get('model_type')!r} is not supported; deepseek_v3 and deepseek_v32 are"
-            )
-        rope = fields.pop("rope_parameters", None)  # the name that transformers 5 writes
-        if rope:
-            fields.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-            if fields.get("rope_scaling") is None and rope.get("rope_type", "default") != "default":
-                fields["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-        return cls(**fields)
+        try:
+            fields = json.loads(file.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{file} is not JSON ({error}); copy it again") from error
+        if not isinstance(fields, dict) or fields.get("model_type") not in FAMILIES:
+            kind = fields.get("model_type") if isinstance(fields, dict) else None
+            raise UnsupportedCheckpointError(f"{file}: model_type {kind!r} is not supported; {', '.join(FAMILIES)} are")
+        try:
+            return cls(**read_fields(fields))
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            where = ".".join(map(str, wrong["loc"]))
+            raise ConfigError(f"{file}: {where}{': ' if where else ''}{wrong['msg']}") from error
 
     def to_json(self) -> dict[str, Any]:
         """The `config.json` of a checkpoint that `transformers` loads as well."""
-        fields = self.model_dump()
+        fields = {name: value for name, value in self.model_dump().items() if value is not None}
         scaling = self.rope_scaling or {"rope_type": "default"}
         rope = {**scaling, "rope_type": scaling.get("rope_type", scaling.get("type")), "rope_theta": self.rope_theta}
-        name = "DeepseekV32ForCausalLM" if self.sparse else "DeepseekV3ForCausalLM"
         return {
             **fields,
-            "architectures": [name],
+            "q_lora_rank": self.q_lora_rank,
+            "architectures": [FAMILIES[self.model_type].architecture],
             "rope_parameters": rope,
             "num_key_value_heads": self.num_attention_heads,
-            "scoring_func": "sigmoid",
-            "topk_method": "noaux_tc",
             "hidden_act": "silu",
-            "attention_bias": False,
-            "tie_word_embeddings": False,
             "torch_dtype": "float32",
         }

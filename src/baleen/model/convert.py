@@ -55,7 +55,9 @@ def convert(
         raise UnsupportedCheckpointError(f"{source} has a lightning indexer already; there is nothing to convert")
     model = load_model(source, dtype=_stored_dtype(source))
     sizes = {"index_n_heads": index_n_heads, "index_head_dim": index_head_dim, "index_topk": index_topk}
-    add_indexer(model, ModelConfig(**(model.config.model_dump() | sizes | {"model_type": "deepseek_v32"})), indexer, seed)
+    add_indexer(
+        model, ModelConfig(**(model.config.model_dump() | sizes | {"model_type": "deepseek_v32"})), indexer, seed
+    )
     has_tokenizer = all((source / file).is_file() for file in TOKENIZER_FILES)
     save_model(model, target, tokenizer=source if has_tokenizer else None)
 
@@ -110,7 +112,7 @@ def derive_indexer(indexer: Indexer, attention: Attention, inputs: Tensor) -> No
     basis = torch.linalg.qr(root @ directions[:, -width:])[0]  # [C, P]
     order = _rope_order(attention, indexer, rope)
     typical = latents.norm(dim=-1).mean() / (inputs @ down[:latent].T).norm(dim=-1).mean()
-    keys = torch.cat((down[latent:][order], typical * basis.T[: width] @ down[:latent]))
+    keys = torch.cat((down[latent:][order], typical * basis.T[:width] @ down[:latent]))
     asked = torch.einsum("jnc,cp,jnq->jpq", w_k[chosen], basis, query[chosen, :nope])
     queries = torch.cat((query[chosen, nope:][:, order], asked), dim=1)
     indexer.wk.weight[: len(keys)] = keys

@@ -15,24 +15,28 @@ from baleen.ops.experts import mixing_weights, route, run_experts
 
 
 class Gate(nn.Module):
-    """The router: weight [E, D], bias [E] (a buffer); always computed in fp32."""
+    """The router: weight [E, D], bias [E] (a buffer, in the families that balance by it); always computed in fp32."""
 
-    e_score_correction_bias: Tensor
+    e_score_correction_bias: Tensor | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
+        balanced = config.topk_method == "noaux_tc"
+        bias = torch.zeros(config.n_routed_experts, dtype=torch.float32) if balanced else None
+        self.register_buffer("e_score_correction_bias", bias)
 
     def forward(self, x: Tensor, replay: Tensor | None) -> tuple[Tensor, Tensor]:
         """x [A, D], replay [A, K] (-1 rows choose freely) -> experts [A, K], weights [A, K]."""
         config = self.config
-        scores = torch.sigmoid(nn.functional.linear(x.float(), self.weight.float()))
+        logits = nn.functional.linear(x.float(), self.weight.float())
+        scores = torch.sigmoid(logits) if config.scoring_func == "sigmoid" else torch.softmax(logits, dim=-1)
         with torch.no_grad():
             experts = route(
                 scores,
                 self.e_score_correction_bias,
+                method=config.topk_method,
                 n_group=config.n_group,
                 topk_group=config.topk_group,
                 topk=config.num_experts_per_tok,
@@ -66,11 +70,14 @@ class MoE(nn.Module):
         super().__init__()
         self.gate = Gate(config)
         self.experts = Experts(config)
-        self.shared_experts = FeedForward(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
+        width = config.moe_intermediate_size * config.n_shared_experts
+        self.shared_experts = FeedForward(config.hidden_size, width) if width else None
 
     def forward(self, x: Tensor, replay: Tensor | None) -> tuple[Tensor, Tensor]:
         """x [B, S, D], replay [B, S, K] -> output [B, S, D], experts [B, S, K]."""
         flat = x.reshape(-1, x.shape[-1])
         experts, weights = self.gate(flat, None if replay is None else replay.reshape(flat.shape[0], -1))
         routed = self.experts(flat, experts, weights).view(x.shape)
-        return routed + self.shared_experts(x), experts.view(*x.shape[:-1], -1)
+        if self.shared_experts is not None:
+            routed = routed + self.shared_experts(x)
+        return routed, experts.view(*x.shape[:-1], -1)

@@ -28,8 +28,10 @@ def rotary_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
     def dim_of(rotations: float) -> float:
         return dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(math.floor(dim_of(scaling.get("beta_fast") or 32)), 0)
-    high = min(math.ceil(dim_of(scaling.get("beta_slow") or 1)), dims - 1)
+    low, high = dim_of(scaling.get("beta_fast") or 32), dim_of(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
     ramp = ((torch.arange(dims // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
     mscale, mscale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
 
@@ -37,6 +39,7 @@ def rotary_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
         return 0.1 * strength * math.log(factor) + 1.0 if factor > 1 else 1.0
 
     attention_factor = magnitude(mscale) / magnitude(mscale_all) if mscale and mscale_all else magnitude(1.0)
+    attention_factor = scaling.get("attention_factor") or attention_factor
     return plain / factor * ramp + plain * (1 - ramp), attention_factor
 
 

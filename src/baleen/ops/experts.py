@@ -1,9 +1,10 @@
 """Routing and the experts' computation.
 
-Gate (noaux_tc): sigmoid scores; groups ranked by the sum of their two best biased scores, `topk_group` groups kept,
+Gate (`noaux_tc`): sigmoid scores; groups ranked by the sum of their two best biased scores, `topk_group` groups kept,
 then the best experts by biased score; the mixing weights are the unbiased scores, normalised, times
-`routed_scaling_factor`. Ties go to the lower expert index, as everywhere. The experts run on tokens sorted by expert:
-one product per expert.
+`routed_scaling_factor`. DeepSeek-V2 has softmax scores without a bias, and its groups are ranked by their best expert
+(`group_limited_greedy`) or there are none (`greedy`). Ties go to the lower expert index, as everywhere. The experts run
+on tokens sorted by expert: one product per expert.
 """
 
 # A = tokens, E = experts, G = groups, K = experts per token, D = hidden, F = expert width
@@ -15,12 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def route(scores: Tensor, bias: Tensor, *, n_group: int, topk_group: int, topk: int) -> Tensor:
-    """The experts [A, K] (int64) of each token from sigmoid scores [A, E] in fp32 and the balancing bias [E]."""
-    choice = scores + bias
-    if topk_group < n_group:
+def route(
+    scores: Tensor, bias: Tensor | None, *, n_group: int, topk_group: int, topk: int, method: str = "noaux_tc"
+) -> Tensor:
+    """The experts [A, K] (int64) of each token from its scores [A, E] in fp32 and the balancing bias [E]."""
+    choice = scores if bias is None else scores + bias
+    if topk_group < n_group and method != "greedy":
         grouped = choice.view(choice.shape[0], n_group, -1)
-        group_scores = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+        counted = min(2, grouped.shape[-1]) if method == "noaux_tc" else 1
+        group_scores = grouped.topk(counted, dim=-1).values.sum(-1)
         kept = group_scores.sort(dim=-1, descending=True, stable=True).indices[:, :topk_group]
         allowed = torch.zeros_like(group_scores, dtype=torch.bool).scatter_(1, kept, True)
         choice = grouped.masked_fill(~allowed.unsqueeze(-1), -torch.inf).flatten(1)

@@ -6,7 +6,6 @@ The first that fits decides: a well-known name, a model folder or its `config.js
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from baleen.model.config import ModelConfig
+from baleen.model.families import FAMILIES, ConfigError
 from baleen.pipeline.loading import load_recipe, packaged_recipes
 from baleen.pipeline.recipe import Recipe
 
@@ -24,7 +24,6 @@ WELL_KNOWN = {
 }
 """Published networks by name."""
 
-MODEL_TYPES = ("deepseek_v3", "deepseek_v32")
 AT_LEAST_ONE = (
     *("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "n_routed_experts", "num_experts_per_tok", "kv_lora_rank", "qk_nope_head_dim"),
@@ -58,8 +57,8 @@ def read_subject(text: str, overrides: Sequence[str] = ()) -> Recipe | ModelConf
 
 def _checked(config: ModelConfig) -> ModelConfig:
     """The config, unless its model type is not read here or a size is below one; a recipe checks its own."""
-    if config.model_type not in MODEL_TYPES:
-        raise PlanError(f"model_type {config.model_type!r} is not planned here; {' and '.join(MODEL_TYPES)} are")
+    if config.model_type not in FAMILIES:
+        raise PlanError(f"model_type {config.model_type!r} is not planned here; {' and '.join(FAMILIES)} are")
     for field in AT_LEAST_ONE:
         if getattr(config, field) < 1:
             raise PlanError(f"{field} {getattr(config, field)}: a network has at least 1")
@@ -73,10 +72,8 @@ def _from_checkpoint(path: Path) -> ModelConfig:
         path = path.parent
     try:
         return ModelConfig.from_pretrained(path)
-    except ValidationError as error:
-        raise PlanError(f"{path / 'config.json'}: {_readable(error)}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path / 'config.json'} is not JSON: {error}") from error
+    except ConfigError as error:
+        raise PlanError(str(error)) from error
 
 
 def _overridden(config: ModelConfig, overrides: Sequence[str]) -> ModelConfig:

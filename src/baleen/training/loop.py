@@ -111,7 +111,8 @@ def balance_experts(model: Model, loads: Sequence[Tensor], speed: float = BALANC
     worst = 0.0
     for gate, load in zip(gates, loads, strict=True):
         mean = load.float().mean()
-        gate.e_score_correction_bias += speed * torch.sign(mean - load.float())
+        if gate.e_score_correction_bias is not None:
+            gate.e_score_correction_bias += speed * torch.sign(mean - load.float())
         worst = max(worst, float(load.max() / mean))
     return worst
 

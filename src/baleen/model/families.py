@@ -1,0 +1,137 @@
+"""The checkpoint families that one network covers: what each `config.json` leaves unsaid, and what it must not say.
+
+All are MLA with experts. `deepseek_v2` routes by softmax scores and may have no query latent; `deepseek_v3` (V3, V3.1,
+R1, Moonlight, and Kimi K2 as `kimi_k2`) and `glm4_moe_lite` route by biased sigmoid scores; `deepseek_v32` adds the
+lightning indexer; `glm_moe_dsa` rotates the indexer's dims in neighbouring pairs and lets layers share a selection.
+Defaults are those of `transformers`, which leaves out of a file what equals them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A field of `config.json` has a value with which the network would be computed wrongly."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model type: the class that `transformers` loads it with, and its own defaults."""
+
+    architecture: str
+    sparse: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+_V3 = {
+    **{"vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048},
+    **{"num_hidden_layers": 61, "num_attention_heads": 128, "first_k_dense_replace": 3, "n_routed_experts": 256},
+    **{"q_lora_rank": 1536, "max_position_embeddings": 4096, "num_nextn_predict_layers": 0},
+}
+_GLM = {
+    **{"vocab_size": 154880, "n_group": 1, "topk_group": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 202752},
+    **{"qk_nope_head_dim": 192, "v_head_dim": 256, "num_nextn_predict_layers": 0},
+}
+
+FAMILIES: dict[str, Family] = {
+    "deepseek_v2": Family(
+        "DeepseekV2ForCausalLM",
+        defaults={
+            **{"vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 11008, "moe_intermediate_size": 1407},
+            **{"num_hidden_layers": 32, "num_attention_heads": 32, "first_k_dense_replace": 0},
+            **{"n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "n_group": 1, "topk_group": 1},
+            **{"routed_scaling_factor": 1.0, "norm_topk_prob": False, "topk_method": "greedy"},
+            **{"scoring_func": "softmax", "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+            "num_nextn_predict_layers": 0,
+        },
+    ),
+    "deepseek_v3": Family("DeepseekV3ForCausalLM", defaults=_V3),
+    "kimi_k2": Family("DeepseekV3ForCausalLM", defaults=_V3),
+    "glm4_moe_lite": Family(
+        "Glm4MoeLiteForCausalLM",
+        defaults={
+            **_GLM,
+            **{"hidden_size": 2048, "intermediate_size": 10240, "moe_intermediate_size": 1536, "q_lora_rank": 768},
+            **{"num_hidden_layers": 47, "num_attention_heads": 20, "first_k_dense_replace": 1, "n_routed_experts": 64},
+            **{"num_experts_per_tok": 4, "routed_scaling_factor": 1.8},
+        },
+    ),
+    "deepseek_v32": Family("DeepseekV32ForCausalLM", sparse=True, defaults={"num_nextn_predict_layers": 0}),
+    "glm_moe_dsa": Family(
+        "GlmMoeDsaForCausalLM",
+        sparse=True,
+        defaults={
+            **_GLM,
+            **{"hidden_size": 6144, "intermediate_size": 12288, "num_hidden_layers": 78, "num_attention_heads": 64},
+            **{"q_lora_rank": 2048, "index_n_heads": 32, "indexer_rope_interleave": True},
+        },
+    ),
+}
+"""By `model_type`."""
+
+_ONLY = {
+    "hidden_act": ("silu",),
+    "scoring_func": ("sigmoid", "softmax"),
+    "topk_method": ("noaux_tc", "greedy", "group_limited_greedy"),
+    "mlp_bias": (False,),
+    "ep_size": (1,),
+}
+"""Fields of which other values exist elsewhere and are not computed here."""
+
+ROPE_TYPES = ("default", "yarn")
+
+
+def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `config.json` of a known `model_type` under `ModelConfig`'s names, defaults filled in.
+
+    Raises `ConfigError` for a value with which the network would be computed wrongly.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    for name, known in _ONLY.items():
+        if name in given and given[name] not in known:
+            raise ConfigError(f"{name} {given[name]!r} is not supported; {', '.join(map(str, known))} is")
+    found = {**FAMILIES[given["model_type"]].defaults, **given}
+    if "q_lora_rank" in fields and fields["q_lora_rank"] is None:
+        found["q_lora_rank"] = None
+    found |= _rope(found)
+    layers = found.get("num_hidden_layers", 61)
+    if "mlp_layer_types" not in found and found.get("moe_layer_freq", 1) != 1:
+        first, every = found.get("first_k_dense_replace", 3), found["moe_layer_freq"]
+        kinds = ("dense" if layer < first or layer % every else "sparse" for layer in range(layers))
+        found["mlp_layer_types"] = tuple(kinds)
+    if "indexer_types" not in found:
+        found["indexer_types"] = _indexer_types(found, layers)
+    return found
+
+
+def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling`, from either of the two places that files keep them in."""
+    rope = fields.get("rope_parameters") or {}
+    scaling = fields.get("rope_scaling")
+    if scaling is None and rope:
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+    kind = None if scaling is None else scaling.get("rope_type", scaling.get("type", "default"))
+    if kind is not None and kind not in ROPE_TYPES:
+        raise ConfigError(f"rope type {kind!r} is not supported; {' and '.join(ROPE_TYPES)} are")
+    if kind == "yarn":
+        assert scaling is not None
+        if "factor" not in scaling:
+            raise ConfigError("rope_scaling of type yarn has no factor")
+        longest = fields.get("max_position_embeddings", 163840)
+        scaling = {"original_max_position_embeddings": longest, **scaling}
+    theta = fields.get("rope_theta", rope.get("rope_theta", 10000.0))
+    return {"rope_theta": theta, "rope_scaling": scaling if kind == "yarn" else None}
+
+
+def _indexer_types(fields: Mapping[str, Any], layers: int) -> tuple[str, ...] | None:
+    """Which layers share a selection, said as a pattern such as "FSSF" or as a frequency; None when all select."""
+    pattern = fields.get("index_topk_pattern")
+    if pattern is not None:
+        return tuple({"F": "full", "S": "shared"}.get(kind, kind) for kind in pattern)
+    every, offset = max(fields.get("index_topk_freq", 1), 1), fields.get("index_skip_topk_offset", 2)
+    if every == 1:
+        return None
+    return tuple("shared" if max(layer - offset + 1, 0) % every else "full" for layer in range(layers))
