@@ -69,8 +69,19 @@ def build_parser() -> argparse.ArgumentParser:
     plan.set_defaults(command=_plan)
 
     convert = commands.add_parser("convert", help="make a sparse-attention folder from a dense MLA folder")
-    convert.add_argument("src", type=Path, help="Hugging Face folder of a deepseek_v3 model")
+    convert.add_argument(
+        "src", type=Path, help="Hugging Face folder of a dense MLA model (deepseek_v2, _v3, kimi_k2, glm4_moe_lite)"
+    )
     convert.add_argument("dst", type=Path, help="folder to write")
+    convert.add_argument(
+        "--indexer",
+        choices=("derived", "random"),
+        default="derived",
+        help="its first weights: from the attention's own (default; warms up several times faster) or random",
+    )
+    convert.add_argument("--index-heads", type=int, default=64, help="heads of the indexer (default: 64)")
+    convert.add_argument("--index-dims", type=int, default=128, help="dimensions of an index head (default: 128)")
+    convert.add_argument("--index-topk", type=int, default=2048, help="tokens that a query selects (default: 2048)")
     convert.set_defaults(command=_convert)
 
     chat = commands.add_parser("chat", help="talk to a model, with tools")
@@ -201,7 +212,14 @@ def _plan(options: argparse.Namespace, began: float) -> None:
 def _convert(options: argparse.Namespace, began: float) -> None:
     from baleen.model.convert import convert
 
-    convert(options.src, options.dst)
+    convert(
+        options.src,
+        options.dst,
+        index_n_heads=options.index_heads,
+        index_head_dim=options.index_dims,
+        index_topk=options.index_topk,
+        indexer=options.indexer,
+    )
     print(f"{options.dst}: a sparse model with a fresh indexer; train it with the warm-up and sparse stages")
 
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from baleen.model import shards
 from baleen.model.checkpoint import TOKENIZER_FILES, CheckpointError, load_model, save_model
 from baleen.model.config import UnsupportedCheckpointError
-from baleen.model.convert import convert
 from tiny import tiny_model
 
 IDS = torch.randint(0, 120, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -398,20 +397,3 @@ def test_tied_embeddings_are_stored_once_and_stay_one_parameter(tmp_path):
     assert sum(1 for _ in after.parameters()) == sum(1 for _ in model.parameters())
     edit_config(tmp_path / "m", tie_word_embeddings=False)
     assert "look at tie_word_embeddings" in refusal(tmp_path / "m")
-
-
-@torch.no_grad()
-def test_a_dense_checkpoint_becomes_a_sparse_one_with_the_same_dense_logits(tmp_path):
-    dense = tiny_model(model_type="deepseek_v3")
-    save_model(dense, tmp_path / "v3")
-    assert json.loads((tmp_path / "v3/config.json").read_text())["model_type"] == "deepseek_v3"
-    convert(tmp_path / "v3", tmp_path / "v32", index_n_heads=4, index_head_dim=16, index_topk=8)
-    sparse = load_model(tmp_path / "v32")
-    assert sparse.config.model_type == "deepseek_v32"
-    assert sparse.config.index_topk == 8
-    torch.testing.assert_close(sparse(IDS, sparse=False).logits, dense(IDS).logits, atol=1e-6, rtol=0)
-    assert (sparse(IDS).logits - dense(IDS).logits).abs().max() > 1e-3
-    with pytest.raises(FileExistsError, match="exists"):
-        convert(tmp_path / "v3", tmp_path / "v32")
-    with pytest.raises(UnsupportedCheckpointError, match="already"):
-        convert(tmp_path / "v32", tmp_path / "again")

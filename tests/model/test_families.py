@@ -192,7 +192,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes_it_for(kind, tmp_pa
 )
 def test_a_field_that_would_be_computed_wrongly_is_refused_by_name_and_file(fields, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v32"} | fields))
-    with pytest.raises(ConfigError, match="config.json") as error:
+    with pytest.raises(ConfigError, match=r"config\.json") as error:
         ModelConfig.from_pretrained(tmp_path)
     assert message in str(error.value)
 

@@ -102,7 +102,7 @@ def save_model(
         if fp8:
             config["quantization_config"] = QUANTIZATION_CONFIG
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        generation = {"temperature": 1.0, "top_p": 0.95, "do_sample": True}
+        generation: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "do_sample": True}
         generation |= {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
         (partial / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         if tokenizer is not None:

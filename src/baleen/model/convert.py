@@ -77,7 +77,7 @@ def add_indexer(model: Model, config: ModelConfig, beginning: Beginning = "deriv
     some = embeddings[torch.randperm(len(embeddings), generator=generator)[:SAMPLED_EMBEDDINGS]].float()
     for module in model.modules():
         if hasattr(module, "config"):
-            module.config = config
+            module.config = config  # type: ignore[assignment]
     for layer in model.modules():
         if not isinstance(layer, Layer) or config.index_shared(layer.self_attn.layer):
             continue

@@ -12,6 +12,7 @@ group of answers, and ordinary causal rows are all cases of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ class Model(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+            self.lm_head.weight = cast(nn.Parameter, self.embed_tokens.weight)
         self.moe_places = {layer: place for place, layer in enumerate(config.moe_layers)}
         self.mtp = MultiTokenPrediction(config) if config.num_nextn_predict_layers else None
         frequencies, self.rotary_factor = rotary_frequencies(config)

@@ -66,7 +66,7 @@ def _dense_tile(
 def selected_index_scores(q: Tensor, keys: Tensor, weights: Tensor, selected: Tensor) -> Tensor:
     """The scores [M, K] of selected keys alone, differentiable: q [M, H, D], keys [N, D], weights [M, H], selected
     [M, K] row numbers (the scores at -1 are without meaning, and must get no gradient)."""
-    return _SelectedScores.apply(q, keys, weights, selected)  # type: ignore[no-any-return]
+    return _SelectedScores.apply(q, keys, weights, selected)
 
 
 class _SelectedScores(torch.autograd.Function):

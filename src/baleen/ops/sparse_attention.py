@@ -29,7 +29,7 @@ def attend_selected(q: Tensor, rows: Tensor, selected: Tensor, value_width: int,
 
     selected [M, K] int row numbers, -1 for none. A query that selects nothing gets zeros. Expand the result with W_v.
     """
-    return _AttendSelected.apply(q, rows, selected, value_width, scale)  # type: ignore[no-any-return]
+    return _AttendSelected.apply(q, rows, selected, value_width, scale)
 
 
 @torch.no_grad()
