@@ -11,12 +11,15 @@ import pytest
 
 from baleen.benchmarks.model import bench_model
 from baleen.benchmarks.model_figures import figures
-from baleen.benchmarks.model_parts import PARTS, QUICK_SIZES, Bench, Sizes, measure_prefill
+from baleen.benchmarks.model_parts import PARTS, QUICK_SIZES, Bench, Sizes, measure_long, measure_prefill
 from baleen.benchmarks.networks import BENCHMARK, QUICK
 from baleen.benchmarks.operations import prefill_operations
+from baleen.benchmarks.peer import _fastest
 from baleen.benchmarks.processes import MeasurementError, run_task
 from baleen.benchmarks.results import BenchmarkError, Results
 from baleen.cli import main
+from baleen.model.arithmetic import forward_flops
+from baleen.model.config import ModelConfig
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -33,7 +36,9 @@ def test_a_quick_run_gives_json_with_every_figure_and_a_drawing(tmp_path):
         assert row["name"] in done.stdout
         assert row["target"] in done.stdout
     assert content["machine"]["cores"] >= 1
-    assert content["measurements"]["machine"]["torch"]
+    assert content["machine"]["torch"]
+    assert isinstance(content["machine"]["native_bfloat16"], bool)
+    assert "transformers" in next(line for line in done.stdout.splitlines() if line.startswith("256      t"))
     assert all("date" in entry and "task" in entry for entry in content["measurements"].values())
     drawing = ElementTree.parse(tmp_path / "cost-against-length.svg").getroot()
     assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
@@ -88,7 +93,8 @@ def answers(bench, seconds):
         asked.append(key)
         if key == "peer/choice":
             form = {"attention": "sdpa", "experts": "eager", "use_cache": False}
-            entry = {"best": {name: {**form, "seconds": seconds[name]} for name in bench.sizes.dtypes}}
+            scale = bench.sizes.choice / 1024
+            entry = {"best": {name: {**form, "seconds": seconds[name] * scale} for name in bench.sizes.dtypes}}
         else:
             entry = {"seconds": [seconds["bfloat16" if "bfloat16" in key else "float32"] * task["length"] / 1024]}
         bench.results.content["measurements"][key] = entry
@@ -102,10 +108,10 @@ def answers(bench, seconds):
     ("seconds", "left_out"),
     [
         ({"float32": 1.0, "bfloat16": 2.0}, []),
-        ({"float32": 1.0, "bfloat16": 9.0}, [f"peer/bfloat16/{n}" for n in (1024, 2048, 4096, 8192)]),
+        ({"float32": 1.4, "bfloat16": 14.0}, [f"peer/bfloat16/{n}" for n in (4096, 8192)]),
         (
             {"float32": 70.0, "bfloat16": 80.0},
-            [f"peer/{dtype}/{n}" for n in (2048, 4096, 8192) for dtype in ("float32", "bfloat16")],
+            [f"peer/{dtype}/{n}" for n in (4096, 8192) for dtype in ("float32", "bfloat16")],
         ),
     ],
     ids=["both", "one dtype is hopeless", "too long"],
@@ -117,6 +123,51 @@ def test_the_peer_is_spared_prompts_that_would_take_too_long(seconds, left_out, 
     entries = bench.results.content["measurements"]
     assert [key for key, entry in entries.items() if "left out" in entry.get("error", "")] == left_out
     assert not set(asked) & set(left_out)
+
+
+def test_the_peers_form_is_chosen_one_choice_after_the_other():
+    costs = {("a", 1): 5.0, ("b", 1): 3.0, ("b", 2): 4.0}
+    asked = []
+
+    def cost(form):
+        asked.append((form["kind"], form["size"]))
+        if form["size"] == 3:
+            raise RuntimeError("not on a CPU")
+        return costs[asked[-1]]
+
+    choices = [{"kind": "a", "size": 1}, {"kind": "b"}, {"size": 2}, {"size": 3}]
+    tried = _fastest(choices, cost)
+    assert asked == [("a", 1), ("b", 1), ("b", 2), ("b", 3)]
+    assert [one["seconds"] for one in tried] == [3.0, 4.0, 5.0, None]
+    assert tried[-1]["error"] == "not on a CPU"
+    assert len(_fastest(choices, cost, hopeless=4.5)) == 1
+
+
+def test_our_dense_side_is_the_faster_of_its_two_forms(tmp_path):
+    sizes = Sizes(dtypes=("float32",))
+    for form, other in (("dense", "dense_whole"), ("dense_whole", "dense")):
+        bench = Bench(sizes, Results(tmp_path / f"{form}.json", "model", quick=False, timeout=1))
+        asked = {}
+
+        def measure(key, task, faster=form, bench=bench, asked=asked):
+            asked[key] = task
+            bench.results.content["measurements"][key] = {"seconds": [1.0 if task["form"] == faster else 2.0]}
+            return bench.results.get(key)
+
+        bench.results.measure = measure
+        measure_long(bench)
+        assert f"prefill/{form}/float32/32768" in asked
+        assert f"prefill/{other}/float32/32768" not in asked
+        assert asked["long/dense-one-layer"]["form"] == form
+
+
+@pytest.mark.parametrize("length", [5, 512, 513, 2048])
+def test_operations_are_those_of_the_plan_token_by_token(length):
+    config = ModelConfig(**BENCHMARK)
+    heads = 2 * config.hidden_size * config.vocab_size * (length - 1)  # a prompt needs the last token's logits alone
+    for sparse in (False, True):
+        tokens = (forward_flops(config, context, sparse=sparse).total for context in range(1, length + 1))
+        assert prefill_operations(BENCHMARK, length, sparse=sparse) == sum(tokens) - heads
 
 
 def test_operations_are_those_of_the_issue():

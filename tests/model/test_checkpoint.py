@@ -225,6 +225,11 @@ def test_an_unexpected_tensor_is_named_with_its_file(folder):
     assert f"{folder / 'model.safetensors'}: unexpected tensor model.layers.0.surprise of shape [1]" in message
 
 
+def test_what_published_files_hold_beside_the_weights_is_left_out(folder):
+    edit(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    assert same(load_model(folder), tiny_model())
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
 def test_integers_are_no_weights(folder, dtype):
     edit(folder, lambda t: t.update({"model.norm.weight": torch.ones(48).to(dtype)}))

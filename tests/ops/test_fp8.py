@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baleen.ops import fp8
 from baleen.ops.fp8 import (
     BLOCK,
     FP8,
@@ -61,6 +62,23 @@ def test_groups_are_quantised_as_in_the_plain_form(shape, ue8m0):
     expected, expected_scale = reference_quantise(x, 1, LEAST_ACTIVATION, ue8m0=ue8m0)
     assert torch.equal(quantised.float(), expected.float())
     assert torch.equal(scale, expected_scale)
+
+
+@pytest.mark.parametrize("size", [1, 260 * 128, 2 * 260 * 128 + 5])
+def test_stripes_of_rows_change_nothing(size, monkeypatch):
+    weight = normal(515, 260)
+    whole = quantise_blocks(weight, ue8m0=False)
+    groups = quantise_groups(weight, ue8m0=False)
+    back = dequantise_blocks(*whole, torch.bfloat16)
+    monkeypatch.setattr(fp8, "STRIPE", size)
+    assert len(list(fp8._stripes(515, 260, BLOCK))) > 2
+    for before, after in (
+        (whole, quantise_blocks(weight, ue8m0=False)),
+        (groups, quantise_groups(weight, ue8m0=False)),
+    ):
+        assert torch.equal(before[0].float(), after[0].float())
+        assert torch.equal(before[1], after[1])
+    assert torch.equal(back, dequantise_blocks(*whole, torch.bfloat16))
 
 
 def test_groups_keep_the_leading_dims():

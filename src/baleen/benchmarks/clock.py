@@ -1,12 +1,15 @@
 """Time and memory of this process: the best of a few calls, and the peak of its resident size above a start.
 
 The kernel keeps the peak (`VmHWM`) since the process began; writing to `clear_refs` sets it back to the present size,
-so that what building the weights took for a moment is not counted.
+so that what building the weights took for a moment is not counted. What the allocator kept of that moment is given back
+first: the measurement would live in it and look smaller than it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +36,9 @@ class PeakMemory:
     """The peak of the resident size from here on; zeros on systems without `/proc`."""
 
     def __init__(self) -> None:
+        gc.collect()
+        with contextlib.suppress(AttributeError, OSError):  # not every C library can
+            ctypes.CDLL(None).malloc_trim(0)
         with contextlib.suppress(OSError):  # the peak since the start then stands, which can only be larger
             Path("/proc/self/clear_refs").write_text("5")
         self.start = _status("VmRSS")

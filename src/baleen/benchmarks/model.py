@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from baleen.benchmarks.model_figures import Figure, figures
-from baleen.benchmarks.model_page import cost_lines, print_table, verdict, write_page, write_svg
+from baleen.benchmarks.model_page import cost_lines, print_prefills, print_table, verdict, write_page, write_svg
 from baleen.benchmarks.model_parts import PARTS, QUICK_SIZES, Bench, Sizes
 from baleen.benchmarks.results import BenchmarkError, Results
 
@@ -37,7 +37,9 @@ def bench_model(
     sizes = QUICK_SIZES if quick else Sizes()
     file = json_file or folder / ("model-quick.json" if quick else "model.json")
     bench = Bench(sizes, Results(file, "model", quick=quick, timeout=sizes.timeout))
-    bench.results.measure("machine", {"measure": "machine", "side": sizes.product_side})
+    machine = bench.results.measure("machine", {"measure": "machine", "side": sizes.product_side}) or {}
+    known = {name: machine[name] for name in ("torch", "threads", "native_bfloat16") if name in machine}
+    bench.results.save(machine=bench.results.content["machine"] | known)
     print(f"  matrix products are faster in {bench.fast_dtype}, which ours computes in", file=sys.stderr)
     began = time.perf_counter()
     for name, measure in PARTS.items():
@@ -50,6 +52,8 @@ def bench_model(
             bench.results.save(figures=_as_rows(figures(bench)))
     made = figures(bench)
     _write(bench, made, folder)
+    print_prefills(bench)
+    print()
     print_table(made)
     met = sum(one.met is True for one in made)
     print(f"\n{met} of {len(made)} targets met; {time.perf_counter() - began:.0f} s")
@@ -62,7 +66,10 @@ def _write(bench: Bench, made: Sequence[Figure], folder: Path) -> None:
     lines = cost_lines(bench)
     bench.results.save(
         figures=_as_rows(made),
-        curves={line.name: [{"length": at, "seconds_per_1k": value} for at, value in line.points] for line in lines},
+        curves={
+            line.name: [{"length": at, "seconds_per_million_tokens": value} for at, value in line.points]
+            for line in lines
+        },
     )
     write_svg(lines, folder / "cost-against-length.svg")
     write_page(bench, made, folder / "model.html")

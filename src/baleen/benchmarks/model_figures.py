@@ -139,7 +139,12 @@ def _prefill_speed(bench: Bench, blank: Figure) -> Figure:
     length = bench.sizes.prefill[-1]
     mine, theirs = _needed(bench, ours), _needed(bench, peer)
     ratio = theirs / mine
-    note = f"ours in {ours.split('/')[2]}, theirs in {peer.split('/')[1]}: each in its faster dtype"
+    choice = bench.results.get("peer/choice") or {}
+    form = (choice.get("best") or {}).get(peer.split("/")[1], {})
+    note = f"each in its faster dtype: ours in {ours.split('/')[2]}, theirs in {peer.split('/')[1]}"
+    note += f" with {form['attention']} attention and {form['experts']} experts" if form else ""
+    if choice.get("logits_difference") is not None:
+        note += f"; logits within {choice['logits_difference']:.0e} of their spread"
     return _done(blank, f"{length / mine:,.0f} tokens/s", f"{length / theirs:,.0f} tokens/s", ratio, ratio >= 20, note)
 
 
@@ -151,8 +156,11 @@ def _prefill_memory(bench: Bench, blank: Figure) -> Figure:
 
 def _against_dense(length: int, target: float) -> Callable[[Bench, Figure], Figure]:
     def make(bench: Bench, blank: Figure) -> Figure:
-        sparse, dense = _needed(bench, _sparse(bench, length)), _needed(bench, _dense(bench, length))
-        return _done(blank, _time(sparse), f"{_time(dense)} dense", dense / sparse, dense / sparse >= target)
+        ours, other = _sparse(bench, length), _dense(bench, length)
+        sparse, dense = _needed(bench, ours), _needed(bench, other)
+        whole = "as one forward" if "dense_whole" in other else "by chunks"
+        note = f"sparse in {ours.split('/')[2]}, dense in {other.split('/')[2]} {whole}"
+        return _done(blank, _time(sparse), f"{_time(dense)} dense", dense / sparse, dense / sparse >= target, note)
 
     return make
 
@@ -175,9 +183,10 @@ def _memory(bench: Bench, blank: Figure) -> Figure:
 
 
 def _decode(bench: Bench, blank: Figure) -> Figure:
-    seconds = _entry(bench, "decode")["seconds"]
+    entry = _entry(bench, "decode")
+    seconds = entry["seconds"]
     short, long = (statistics.median(seconds[str(length)]) for length in bench.sizes.decode)
-    note = "medians; the cache was filled with random rows, not by a prefill"
+    note = f"medians in {entry['task']['dtype']}; the cache was filled with random rows, not by a prefill"
     return _done(blank, f"{1e3 * long:.2f} ms", f"{1e3 * short:.2f} ms near", long / short, long / short <= 2, note)
 
 
@@ -190,7 +199,8 @@ def _train_memory(bench: Bench, blank: Figure) -> Figure:
 
 def _train_speed(bench: Bench, blank: Figure) -> Figure:
     sparse, dense = _needed(bench, "train/sparse"), _needed(bench, "train/dense")
-    note = "forward and backward; the sparse step with the indexer's KL on every query"
+    products = _entry(bench, "train/sparse")["task"]["compute"]
+    note = f"forward and backward, products in {products}; the sparse step with the indexer's KL on every query"
     return _done(blank, _time(sparse), f"{_time(dense)} dense", dense / sparse, dense / sparse >= 2, note)
 
 
@@ -215,7 +225,9 @@ def _matmul(bench: Bench, blank: Figure) -> Figure:
 def _pretrain(bench: Bench, blank: Figure) -> Figure:
     ours = bench.best_rate("pretrain/ours/") or "pretrain/ours/float32"
     mine, theirs = (float(_entry(bench, key)["tokens_per_second"]) for key in (ours, "pretrain/peer"))
-    note = f"ours in {ours.rsplit('/', 1)[1]} with the second-token loss, which theirs has not"
+    best = _entry(bench, "pretrain/peer")["best"]
+    theirs_form = f"{best['attention']} attention, {best['experts']} experts{', autocast' if best['autocast'] else ''}"
+    note = f"ours in {ours.rsplit('/', 1)[1]} with the second-token loss, which theirs ({theirs_form}) has not"
     plain = bench.results.get("pretrain/ours-without-second-token")
     if plain is not None:
         note += f"; ours without it {plain['tokens_per_second'] / theirs:.2f} times"

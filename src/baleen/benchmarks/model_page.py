@@ -28,7 +28,16 @@ from baleen.report.svg import Scale, axes, drawing, figure, frame
 from baleen.training.records import write_text_atomic
 
 TITLE = "Cost against length"
-NOTE = "Seconds of a prefill per thousand tokens; both axes are logarithmic."
+NOTE = "Seconds of a prefill per million tokens, each side in its faster dtype; both axes are logarithmic."
+MILLION = 1_000_000
+PREFILLS = {
+    "sparse": "prefill/sparse/{dtype}/{length}",
+    "dense, by chunks": "prefill/dense/{dtype}/{length}",
+    "dense, as one forward": "prefill/dense_whole/{dtype}/{length}",
+    "sparse, shared selections": "long/shared/{length}",
+    "transformers": "peer/{dtype}/{length}",
+}
+"""What reads prompts, and the keys of its measurements."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +66,56 @@ def print_table(figures: Sequence[Figure]) -> None:
     """The figures on stdout, aligned, each note below its row."""
     header = ("figure", "ours", "other side", "ratio", "target", "")
     rows = [(one.name, one.ours, one.peer, ratio_text(one), one.target, verdict(one)) for one in figures]
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    notes = ["", *(one.note for one in figures)]
-    for row, note in zip((header, *rows), notes, strict=True):
+    _print_aligned((header, *rows), ["", *(one.note for one in figures)])
+
+
+def print_prefills(bench: Bench) -> None:
+    """Every prefill on stdout."""
+    rows = (prefill_header(bench), *prefill_rows(bench))
+    _print_aligned(rows, [""] * len(rows))
+
+
+def _print_aligned(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, note in zip(rows, notes, strict=True):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         if note:
             print(f"    {note}")
 
 
-def cost_lines(bench: Bench) -> list[Line]:
-    """(length, seconds per 1,024 tokens) of dense, sparse, shared selections and the peer."""
+def prefill_header(bench: Bench) -> tuple[str, ...]:
+    """The columns of `prefill_rows`."""
+    return ("prefill", "of", *bench.sizes.dtypes)
+
+
+def prefill_rows(bench: Bench) -> list[tuple[str, ...]]:
+    """Tokens per second and peak memory above the weights of each prompt, form and dtype; what was not read is left
+    out, and a dtype that was not is a dash."""
+    rows = []
+    for length in _lengths(bench):
+        for name, pattern in PREFILLS.items():
+            cells = []
+            for dtype in bench.sizes.dtypes:
+                entry = bench.results.get(pattern.format(dtype=dtype, length=length))
+                cells.append(_rate(entry) if entry and entry["task"]["dtype"] == dtype else "–")
+            if any(cell != "–" for cell in cells):
+                rows.append((thousands(length), name, *cells))
+    return rows
+
+
+def _rate(entry: dict[str, Any]) -> str:
+    rate, memory = entry["length"] / min(entry["seconds"]), entry["memory_bytes"] / 1e9
+    return f"{rate:,.0f} tokens/s, {memory:.2f} GB"
+
+
+def _lengths(bench: Bench) -> list[int]:
     sizes = bench.sizes
-    lengths = sorted({*sizes.prefill, *sizes.shorter, sizes.middle, sizes.longest})
+    return sorted({*sizes.prefill, *sizes.shorter, sizes.share, sizes.middle, sizes.longest})
+
+
+def cost_lines(bench: Bench) -> list[Line]:
+    """(length, seconds per million tokens) of dense, sparse, shared selections and the peer."""
+    sizes, lengths = bench.sizes, _lengths(bench)
 
     def along(fastest: Callable[[Bench, int], str | None]) -> dict[int, float | None]:
         keys = {length: fastest(bench, length) for length in lengths}
@@ -83,7 +130,7 @@ def cost_lines(bench: Bench) -> list[Line]:
         ("transformers", along(fastest_peer)),
     ]
     return [
-        Line(name, [(float(at), 1024 * value / at) for at, value in points.items() if value is not None], colour)
+        Line(name, [(float(at), MILLION * value / at) for at, value in points.items() if value is not None], colour)
         for colour, (name, points) in enumerate(series)
     ]
 
@@ -106,13 +153,13 @@ def write_svg(lines: Sequence[Line], path: Path) -> None:
     """The drawing as a file of its own: the style sheet inside, title and legend above the plot."""
     width, height, above = 760.0, 380.0, 34.0
     body = cost_drawing(lines, width, height)
-    parts = [element("text", "Seconds per 1K tokens", x=14.0, y=-12.0, class_="value")]
-    left = 190.0
+    parts = [element("text", "Seconds per million tokens", x=14.0, y=-12.0, class_="value")]
+    left = 220.0
     for line in (line for line in lines if line.points):
         colour = f"var(--series-{line.colour})"
         parts.append(element("rect", x=left, y=-21.0, width=10.0, height=10.0, rx=2.0, fill=colour))
         parts.append(element("text", line.name, x=left + 15, y=-12.0, class_="tick"))
-        left += 40 + 6.5 * len(line.name)
+        left += 42 + 5.8 * len(line.name)
     style = element("style", _asset("page.css"), Html(".plot{background:var(--card);font-family:sans-serif}"))
     curves = Html(body[body.index(">") + 1 : body.rindex("</svg>")]) if body else Html()
     box = f"0 {-above:g} {width:g} {height + above:g}"
@@ -149,6 +196,7 @@ def write_page(bench: Bench, made: Sequence[Figure], path: Path) -> None:
         element("section", element("div", *(_card(one) for one in made), class_="cards")),
         element("section", element("h2", "What length costs"), element("div", chart, class_="grid")),
         element("section", element("h2", "Every figure"), table(header, rows, numeric=(3,))),
+        element("section", element("h2", "Every prefill"), table(prefill_header(bench), prefill_rows(bench))),
         element("section", element("h2", "Every measurement"), _measurements(bench)),
     )
     body = element("body", main, element("div", id="tip", hidden=True), element("script", script))
@@ -209,7 +257,7 @@ def _curve(line: Line, x: Scale, y: Scale) -> Html:
     dots = [
         element(
             "circle",
-            element("title", f"{line.name}\n{thousands(round(at))}: {_seconds(value)} per 1K tokens"),
+            element("title", f"{line.name}\n{thousands(round(at))}: {_seconds(value)} per million tokens"),
             cx=left,
             cy=top,
             r=4.0,
@@ -225,6 +273,8 @@ def _curve(line: Line, x: Scale, y: Scale) -> Html:
 def _seconds(value: float | None) -> str:
     if value is None:
         return "–"
+    if value >= 100:
+        return f"{value:,.0f} s"
     return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 

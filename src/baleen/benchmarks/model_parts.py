@@ -15,8 +15,12 @@ from baleen.benchmarks.results import Results
 PER_DOUBLING = 4.0
 """The growth of time that is feared when a prompt doubles."""
 
-HOPELESS = 3.0
-"""Where the peer's one dtype is this many times slower than its other, longer prompts are read in the other alone."""
+PATIENCE, HOPELESS = 90.0, 1.5
+"""Where the peer's one dtype is `HOPELESS` times slower than its other, prompts that are expected to take more than
+`PATIENCE` seconds are read in the other alone."""
+
+FORMS = ("sparse", "dense", "dense_whole")
+"""Our prefills: sparse and dense by chunks through the cache, and dense as one whole forward."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class Sizes:
     quick: bool = False
     product_side: int = 2048
     prefill: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    choice: int = 2048
+    """Where the peer's fastest form is looked for."""
+
     shorter: tuple[int, ...] = (1024, 2048, 4096)
     """Where sparse may not lose to dense."""
 
@@ -52,6 +59,7 @@ QUICK_SIZES = Sizes(
     quick=True,
     product_side=256,
     prefill=(256,),
+    choice=256,
     shorter=(64,),
     middle=256,
     longest=512,
@@ -162,13 +170,17 @@ def measure_prefill(bench: Bench) -> None:
             for form in ("sparse", "dense"):
                 bench.prefill(form, dtype, length)
         bench.prefill("dense_whole", bench.fast_dtype if bench.fast_dtype in sizes.dtypes else sizes.dtypes[0], length)
-    choice = bench.results.measure("peer/choice", bench.task("peer_choice", length=sizes.prefill[0]))
+    choice = bench.results.measure("peer/choice", bench.task("peer_choice", length=sizes.choice))
     if choice is None:
         return
-    expected = {dtype: float(choice["best"][dtype]["seconds"] or math.inf) for dtype in sizes.dtypes}
+    known = {dtype: float(choice["best"][dtype]["seconds"] or math.inf) for dtype in sizes.dtypes}
+    took = known
     for length in sizes.prefill:
+        if length <= sizes.choice:  # the trial tells: no prompt costs more per token than a longer one
+            expected = {dtype: seconds * length / sizes.choice for dtype, seconds in known.items()}
+        else:
+            expected = {dtype: PER_DOUBLING * seconds for dtype, seconds in took.items()}
         took = {dtype: _measure_peer(bench, choice["best"][dtype], expected, dtype, length) for dtype in sizes.dtypes}
-        expected = {dtype: PER_DOUBLING * seconds for dtype, seconds in took.items()}
 
 
 def _measure_peer(bench: Bench, form: dict[str, Any], expected: dict[str, float], dtype: str, length: int) -> float:
@@ -178,7 +190,7 @@ def _measure_peer(bench: Bench, form: dict[str, Any], expected: dict[str, float]
         bench.results.skip(key, "it failed on a shorter prompt")
     elif expected[dtype] > bench.sizes.peer_limit:
         bench.results.skip(key, f"about {expected[dtype]:.0f} s are expected, more than {bench.sizes.peer_limit:.0f} s")
-    elif expected[dtype] > HOPELESS * min(expected.values()):
+    elif expected[dtype] > max(PATIENCE, HOPELESS * min(expected.values())):
         times = expected[dtype] / min(expected.values())
         bench.results.skip(key, f"{times:.1f} times slower than the other dtype on shorter prompts")
     else:
@@ -202,17 +214,22 @@ def measure_memory(bench: Bench) -> None:
 
 
 def measure_long(bench: Bench) -> None:
-    """Sparse against dense at every length; dense at the longest on one layer only."""
+    """Sparse against dense at every length; dense at the longest on one layer only, and in the form that was the faster
+    at the longest of the shorter prompts, as each takes minutes."""
     sizes, dtype = bench.sizes, bench.best_dtype
-    for length in (*sizes.shorter, sizes.middle):
-        for form in ("sparse", "dense"):
+    for length in sizes.shorter:
+        for form in FORMS:
             bench.prefill(form, dtype, length)
+    fastest = bench.fastest(f"prefill/{form}/{dtype}/{sizes.shorter[-1]}" for form in FORMS if form != "sparse")
+    dense = "dense" if fastest is None else fastest.split("/")[1]
+    for form in ("sparse", dense):
+        bench.prefill(form, dtype, sizes.middle)
     measure_memory(bench)
     compute = "float32" if dtype == "float32" else bench.fast_dtype
     for length in (sizes.prefill[-1], sizes.middle, sizes.longest):
         task = bench.task("prefill", form="sparse", shared=True, length=length, dtype=dtype, compute=compute)
         bench.results.measure(f"long/shared/{length}", task)
-    task = bench.task("prefill", form="dense", layers=1, length=sizes.longest, dtype=dtype, compute=compute)
+    task = bench.task("prefill", form=dense, layers=1, length=sizes.longest, dtype=dtype, compute=compute)
     bench.results.measure("long/dense-one-layer", task)
 
 

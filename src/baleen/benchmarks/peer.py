@@ -1,14 +1,15 @@
 """The same measurements of `transformers`: its DeepSeek-V3.2 reads prompts, its DeepSeek-V3 is pre-trained.
 
-The weights are ours, saved and loaded there. Every choice that a user of `transformers` has (attention, experts, dtype)
-is tried, and the fastest stands for it.
+The weights are ours, saved and loaded there. The choices that a user of `transformers` has (attention, experts, cache,
+dtype) are tried one after the other, and the fastest form stands for it.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,23 @@ from baleen.benchmarks.clock import PeakMemory, best_of, timed
 from baleen.benchmarks.networks import BENCHMARK, DTYPES, QUICK, build, token_ids
 from baleen.benchmarks.ours import WARMUP_LENGTH
 from baleen.model.checkpoint import save_model
+from baleen.model.prefill import prefill
 from baleen.pipeline.loading import load_recipe
 
-ATTENTIONS = ("sdpa", "eager")
-EXPERTS = ("grouped_mm", "eager")
-"""`batched_mm` copies an expert's weights for every token: several times slower here, and gigabytes at 1K tokens."""
+PREFILL_CHOICES: Sequence[dict[str, Any]] = (
+    {"attention": "sdpa", "experts": "grouped_mm", "use_cache": False},
+    *({"experts": "eager"}, {"attention": "eager"}, {"use_cache": True}),
+)
+"""A first form and changes to it: each is tried on the best so far. `batched_mm` is left out: it copies an expert's
+weights for every token, several times slower here and gigabytes at 1K tokens."""
+
+TRAINING_CHOICES: Sequence[dict[str, Any]] = (
+    {"attention": "sdpa", "experts": "grouped_mm", "autocast": False},
+    *({"experts": "eager"}, {"attention": "eager"}, {"autocast": True}),
+)
+
+COMPARED_LENGTH = 1024
+"""Tokens of the prompt on which the logits are held to ours."""
 
 TRIAL_STEPS = 2
 HOPELESS = 3.0
@@ -47,37 +60,62 @@ def _theirs(fields: Mapping[str, Any], dtype: str, attention: str, experts: str)
         )
 
 
-def _read(model: Any, ids: torch.Tensor, use_cache: bool) -> None:
-    model(input_ids=ids, use_cache=use_cache, logits_to_keep=1)
+def _read(model: Any, ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=ids, use_cache=use_cache, logits_to_keep=1).logits
+    return logits
+
+
+def _fastest(
+    choices: Sequence[dict[str, Any]], cost: Callable[[dict[str, Any]], float], hopeless: float = math.inf
+) -> list[dict[str, Any]]:
+    """The forms that were tried, fastest first: one choice after the other, each kept where it costs less `seconds`
+    (None where it fails). Stops when one costs more than `hopeless`."""
+    tried: list[dict[str, Any]] = []
+    best: tuple[float, dict[str, Any]] = (math.inf, choices[0])
+    for change in choices:
+        form = {**best[1], **change}
+        try:
+            seconds = cost(form)
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            tried.append({**form, "seconds": None, "error": str(error)[:200]})
+            continue
+        tried.append({**form, "seconds": seconds})
+        best = min(best, (seconds, form), key=lambda one: one[0])
+        if seconds > hopeless:
+            break
+    return sorted(tried, key=lambda one: math.inf if one["seconds"] is None else one["seconds"])
 
 
 @torch.no_grad()
 def fastest_form(*, length: int, quick: bool) -> dict[str, Any]:
-    """Seconds of one prefill for every combination of dtype, attention, experts and cache; the best of each dtype."""
+    """Seconds of one prefill in the forms tried, the best of each dtype, and how far its fp32 logits are from ours."""
     import transformers
 
     fields = QUICK if quick else BENCHMARK
     ids = token_ids(fields["vocab_size"], length)
-    tried: dict[str, list[dict[str, Any]]] = {name: [] for name in DTYPES}
-    for dtype, found in tried.items():
-        for attention in ATTENTIONS:
-            for experts in EXPERTS:
-                known = min((one["seconds"] for some in tried.values() for one in some), default=float("inf"))
-                if found and min(one["seconds"] for one in found) > HOPELESS * known:
-                    continue
-                form = {"attention": attention, "experts": experts}
-                try:
-                    model = _theirs(fields, dtype, attention, experts).eval()
-                    for use_cache in (False, True):
-                        _read(model, ids[:, : min(length, WARMUP_LENGTH)], use_cache)
-                        seconds = timed(lambda m=model, c=use_cache: _read(m, ids, c))  # type: ignore[misc]
-                        found.append({**form, "use_cache": use_cache, "seconds": seconds})
-                except (RuntimeError, NotImplementedError, ValueError) as error:
-                    found.append({**form, "use_cache": False, "seconds": float("inf"), "error": str(error)[:200]})
-    best = {dtype: min(found, key=lambda one: one["seconds"]) for dtype, found in tried.items()}
-    for one in (one for found in tried.values() for one in found):
-        one["seconds"] = None if one["seconds"] == float("inf") else one["seconds"]
-    return {"transformers": transformers.__version__, "length": length, "best": best, "tried": tried}
+    tried: dict[str, list[dict[str, Any]]] = {}
+    for dtype in DTYPES:
+
+        def cost(form: dict[str, Any], dtype: str = dtype) -> float:
+            model = _theirs(fields, dtype, form["attention"], form["experts"]).eval()
+            _read(model, ids[:, :WARMUP_LENGTH], form["use_cache"])
+            return timed(lambda: _read(model, ids, form["use_cache"]))
+
+        known = [some[0]["seconds"] for some in tried.values() if some[0]["seconds"] is not None]
+        tried[dtype] = _fastest(PREFILL_CHOICES, cost, HOPELESS * min(known, default=math.inf))
+    best = {dtype: found[0] for dtype, found in tried.items()}
+    difference = _difference(fields, ids[:, :COMPARED_LENGTH], best["float32"])
+    found = {"length": length, "best": best, "tried": tried, "logits_difference": difference}
+    return {"transformers": transformers.__version__, **found}
+
+
+def _difference(fields: Mapping[str, Any], ids: torch.Tensor, form: Mapping[str, Any]) -> float:
+    """The largest difference between their logits and ours after the prompt, in standard deviations of the logits: the
+    sides compute the same function, but for ties of index scores, which each breaks in its own way."""
+    ours = build(fields)
+    logits = ours.lm_head(prefill(ours, ids)[0].hidden[:, -1:])
+    theirs = _read(_theirs(fields, "float32", form["attention"], form["experts"]).eval(), ids, form["use_cache"])
+    return float((logits - theirs).abs().max() / logits.std())
 
 
 @torch.no_grad()
@@ -96,7 +134,7 @@ def prefill_cost(
 
 def pretraining_rate(*, recipe: str, rows: int | None, steps: int, warmup: int) -> dict[str, Any]:
     """Tokens per second of a plain loop (AdamW, clipping, cross-entropy alone) over rows of the recipe's pre-training,
-    in fp32 and under bf16 autocast, with each experts' form; the fastest in a short trial is measured.
+    in the form that is fastest in a short trial: attention, experts, fp32 or bf16 autocast.
 
     The model is the recipe's dense one, DeepSeek-V3, as pre-training is dense; it has no second-token head.
     """
@@ -107,31 +145,31 @@ def pretraining_rate(*, recipe: str, rows: int | None, steps: int, warmup: int) 
     tokens = rows * section.sequence_length
     batches = [token_ids(fields["vocab_size"], section.sequence_length, rows, i) for i in range(steps)]
 
-    def rates(experts: str, autocast: bool, count: int) -> list[float]:
-        step = _plain_step(_theirs(fields, "float32", "sdpa", experts).train(), autocast, section.learning_rate)
+    def seconds(form: Mapping[str, Any], count: int) -> list[float]:
+        model = _theirs(fields, "float32", form["attention"], form["experts"]).train()
+        step = _plain_step(model, form["autocast"], section.learning_rate)
         for batch in batches[:warmup]:
             step(batch)
-        return [tokens / timed(lambda b=batch: step(b)) for batch in batches[:count]]  # type: ignore[misc]
+        return [timed(lambda b=batch: step(b)) for batch in batches[:count]]  # type: ignore[misc]
 
-    forms: list[dict[str, Any]] = []
-    for experts in EXPERTS:
-        for autocast in (False, True):
-            form: dict[str, Any] = {"experts": experts, "autocast": autocast}
-            try:
-                forms.append(form | {"trial": max(rates(experts, autocast, TRIAL_STEPS))})
-            except (RuntimeError, NotImplementedError, ValueError) as error:
-                forms.append(form | {"trial": 0.0, "error": str(error)[:200]})
-    best = max(forms, key=lambda form: form["trial"])
-    measured = rates(best["experts"], best["autocast"], steps)
-    return {"tokens_per_second": statistics.median(measured), "rates": measured, "best": best, "forms": forms}
+    tried = _fastest(TRAINING_CHOICES, lambda form: min(seconds(form, TRIAL_STEPS)))
+    rates = [tokens / one for one in seconds(tried[0], steps)]
+    return {
+        "rows": rows,
+        "sequence_length": section.sequence_length,
+        "rates": rates,
+        "tokens_per_second": statistics.median(rates),
+        "best": tried[0],
+        "tried": tried,
+    }
 
 
 def _plain_step(model: Any, autocast: bool, learning_rate: float) -> Any:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
 
     def step(ids: torch.Tensor) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = model(input_ids=ids, labels=ids).loss
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

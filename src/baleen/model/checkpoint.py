@@ -25,6 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 from baleen.model.config import ModelConfig, UnsupportedCheckpointError
 from baleen.model.fields import existence_fields, shape_fields
+from baleen.model.layers import multiplies_natively
+from baleen.model.names import is_left_out, published, second_prediction
 from baleen.model.network import Model
 from baleen.model.shards import INDEX, SINGLE, CheckpointError, Parcel, StoredTensor, stored_tensors, write_shards
 from baleen.ops.fp8 import BLOCK, FP8, block_shape, dequantise_blocks, quantise_blocks
@@ -58,7 +60,8 @@ QUANTISED = re.compile(
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a folder, with parameters in `dtype` (fp32 or bf16; the gate's bias is always fp32).
 
-    FP8 weights are multiplied by their scales. A folder without the tensors of the multi-token-prediction layer gives a
+    FP8 weights are multiplied by their scales. bf16 weights are computed with in fp32 on a processor without bf16
+    instructions (`Model.set_compute_dtype`). A folder without the tensors of the multi-token-prediction layer gives a
     model without one. At its peak this takes the model's own bytes and a few megabytes. Raises `CheckpointError` naming
     the tensor and the file, `UnsupportedCheckpointError` for a folder of another kind, `ValueError` for another dtype.
     """
@@ -68,7 +71,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     config = ModelConfig.from_pretrained(folder)
     _check_quantisation(folder / "config.json")
     stored = stored_tensors(folder)
-    if not any(name.startswith(_second_prediction(config)) for name in stored):
+    if not any(name.startswith(second_prediction(config)) for name in stored):
         config = config.model_copy(update={"num_nextn_predict_layers": 0})
     with _WithoutMemory():
         model = Model(config)
@@ -77,7 +80,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     with torch.no_grad():
         for name, part in _parts(model):  # all that `_allocate` made: a buffer that is not stored was made by `Model`
             _read_into(part, stored[name], stored.get(name + SCALE))
-    return model
+    return model if multiplies_natively(dtype) else model.set_compute_dtype(torch.float32)
 
 
 def save_model(
@@ -117,11 +120,6 @@ def _parts(model: Model) -> Iterator[tuple[str, Tensor]]:
     for name, value in model.state_dict(keep_vars=True).items():
         if not (tied and name == "lm_head.weight"):
             yield from published(name, value, model.config)
-
-
-def _second_prediction(config: ModelConfig) -> str:
-    """What the names of the multi-token-prediction layer begin with."""
-    return f"model.layers.{config.num_hidden_layers}."
 
 
 class _WithoutMemory(TorchFunctionMode):
@@ -171,7 +169,7 @@ def _parcels(model: Model, folder: Path, fp8: bool) -> Iterator[Parcel]:
     parts = list(_parts(model))
     if model.mtp is not None:
         # The published files repeat what this layer shares with the model.
-        prefix = _second_prediction(model.config)
+        prefix = second_prediction(model.config)
         parts.append((f"{prefix}embed_tokens.weight", model.embed_tokens.weight))
         parts.append((f"{prefix}shared_head.head.weight", model.lm_head.weight))
     for name, part in parts:
@@ -241,11 +239,10 @@ def _check(model: Model, stored: dict[str, StoredTensor], folder: Path) -> None:
         if name in stored:
             _check_tensor(stored[name], stored.get(name + SCALE), shape)
     scales = {name + SCALE for name in expected if name in stored and stored[name].kind == "F8_E4M3"}
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     unexpected = [
         tensor
         for name, tensor in stored.items()
-        if not (name in expected or name in scales or name in tied or is_left_out(name.removesuffix(SCALE), config))
+        if not (name in expected or name in scales or is_left_out(name.removesuffix(SCALE), config))
     ]
     if unexpected:
         raise CheckpointError(_unexpected(unexpected, stored, config))
@@ -254,10 +251,10 @@ def _check(model: Model, stored: dict[str, StoredTensor], folder: Path) -> None:
         name = missing[0]
         where = next((file for file in (folder / INDEX, folder / SINGLE) if file.is_file()), folder)
         advice = "copy the checkpoint again"
-        if name.startswith(_second_prediction(config)):
+        if name.startswith(second_prediction(config)):
             advice = (
                 "the multi-token-prediction layer is there in part: copy the rest of it, or remove all tensors that "
-                f"begin with {_second_prediction(config)}"
+                f"begin with {second_prediction(config)}"
             )
         fields = existence_fields(name, config)
         advice += f"; or {_look_at(fields)}" if fields else ""
@@ -303,35 +300,3 @@ def _unexpected(tensors: list[StoredTensor], stored: dict[str, StoredTensor], co
 
 def _look_at(fields: tuple[str, ...]) -> str:
     return f"look at {', '.join(fields)} in config.json" if fields else ""
-
-
-def published(name: str, parameter: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """The published names of one of our parameters, with the views of it that they hold."""
-    if name.startswith("mtp."):
-        layer = f"model.layers.{config.num_hidden_layers}."
-        name = name.removeprefix("mtp.")
-        name = layer + ("shared_head." + name if name.startswith("norm.") else name.removeprefix("layer."))
-    elif not name.startswith("lm_head."):
-        name = "model." + name
-    if ".experts." not in name:
-        yield name, parameter
-        return
-    prefix, kind = name.rsplit(".", 1)
-    for expert in range(config.n_routed_experts):
-        if kind == "down_proj":
-            yield f"{prefix}.{expert}.down_proj.weight", parameter[expert]
-        else:
-            gate, up = parameter[expert].chunk(2)
-            yield f"{prefix}.{expert}.gate_proj.weight", gate
-            yield f"{prefix}.{expert}.up_proj.weight", up
-
-
-def is_left_out(name: str, config: ModelConfig) -> bool:
-    """Whether files hold this tensor without a need for it: what the second prediction shares with the model, a head
-    that is the embedding, and frequencies that follow from the config."""
-    second = _second_prediction(config)
-    if name.startswith(second) and config.num_nextn_predict_layers == 0:
-        return False
-    shared = name.startswith(f"{second}embed_tokens.") or name.endswith("shared_head.head.weight")
-    tied = config.tie_word_embeddings and name == "lm_head.weight"
-    return shared or tied or name.endswith("rotary_emb.inv_freq")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from baleen.model.config import ModelConfig
+from baleen.model.names import second_prediction
 
 _ATTENTION = ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim")
 
@@ -37,8 +38,9 @@ _EXISTENCE = (
     (r"\.(eh_proj|enorm|hnorm|shared_head)\.", ("num_nextn_predict_layers",)),
     (r"mlp\.experts\.", ("n_routed_experts",)),
     (r"mlp\.shared_experts\.", ("n_shared_experts",)),
-    (r"mlp\.", ("first_k_dense_replace",)),
-    (r"indexer\.", ("model_type",)),
+    (r"mlp\.gate\.e_score_correction_bias", ("topk_method",)),
+    (r"mlp\.", ("first_k_dense_replace", "mlp_layer_types")),
+    (r"indexer\.", ("model_type", "indexer_types")),
     (r"_proj(_with_mqa)?\.bias", ("attention_bias",)),
     (r"\.q_(proj|a_proj|b_proj|a_layernorm)\.", ("q_lora_rank",)),
     (r"^model\.layers\.", ("num_hidden_layers",)),
@@ -54,6 +56,6 @@ def shape_fields(name: str) -> tuple[str, ...]:
 def existence_fields(name: str, config: ModelConfig) -> tuple[str, ...]:
     """The fields that decide whether a model has the tensor; none for those that every model has."""
     fields = [field for pattern, fields in _EXISTENCE if re.search(pattern, name) for field in fields]
-    if name.startswith(f"model.layers.{config.num_hidden_layers}."):
-        fields.append("num_nextn_predict_layers")  # the multi-token-prediction layer stands behind the last one
+    if name.startswith(second_prediction(config)):
+        fields.append("num_nextn_predict_layers")
     return tuple(dict.fromkeys(fields))

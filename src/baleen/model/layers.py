@@ -1,14 +1,26 @@
 """The small parts: a linear map that computes in a chosen dtype, RMSNorm, and the SwiGLU feed-forward.
 
-Parameters keep their own dtype (fp32 while training). Products run in `compute_dtype`: bf16 matrix products are several
-times faster than fp32 on current CPUs, while the residual stream and the norms stay in the parameters' dtype.
+Parameters keep their own dtype (fp32 while training). Products run in the compute dtype: bf16 matrix products are
+several times faster than fp32 on a processor that has instructions for them and ten times slower on one that has not,
+while the residual stream and the norms stay in the parameters' dtype.
 """
 
 from __future__ import annotations
 
+import platform
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def multiplies_natively(dtype: torch.dtype) -> bool:
+    """Whether this machine's processor has instructions for matrix products in the dtype."""
+    if dtype != torch.bfloat16 or torch.cuda.is_available():
+        return True
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 class Cast:

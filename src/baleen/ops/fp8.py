@@ -4,12 +4,15 @@
 
 Weights share a scale per 128 x 128 block (`weight_scale_inv` in a checkpoint: the factor to multiply by), activations
 per 1 x 128 group. With the format `ue8m0` a scale is rounded UP to a power of two, so that multiplying by it is exact
-and no value passes 448. The `reference_` forms say the same block by block.
+and no value passes 448. The fast forms work on stripes of rows, so that beside the result they take a few megabytes
+whatever the size of the weight; the `reference_` forms say the same block by block.
 """
 
-# M, N = rows and columns of a matrix, b = rows or columns of a block
+# M, N = rows and columns of a matrix
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +31,9 @@ LEAST_ACTIVATION = 1e-4
 
 LEAST_WEIGHT = LARGEST * 2.0**-126
 """The least block maximum: its scale is the smallest normal fp32 number, so a block of zeros needs no other rule."""
+
+STRIPE = 1 << 20
+"""How many values are in fp32 at a time."""
 
 
 def block_shape(rows: int, columns: int) -> tuple[int, int]:
@@ -60,8 +66,12 @@ def dequantise_blocks(weight: Tensor, scale_inv: Tensor, dtype: torch.dtype = to
             f"a weight of shape {[rows, columns]} has scales of shape {list(block_shape(rows, columns))}, "
             f"not {list(scale_inv.shape)}"
         )
-    scale = scale_inv.float().repeat_interleave(BLOCK, 1)[:, :columns].repeat_interleave(BLOCK, 0)[:rows]
-    return scale.mul_(weight.float()).to(dtype)
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    for first, end in _stripes(rows, columns, BLOCK):
+        scale = scale_inv[first // BLOCK : -(-end // BLOCK)].float()
+        scale = scale.repeat_interleave(BLOCK, 1)[:, :columns].repeat_interleave(BLOCK, 0)[: end - first]
+        out[first:end] = scale.mul_(weight[first:end].float())
+    return out
 
 
 def quantise_groups(x: Tensor, *, ue8m0: bool) -> tuple[Tensor, Tensor]:
@@ -102,13 +112,24 @@ def reference_dequantise_blocks(weight: Tensor, scale_inv: Tensor) -> Tensor:
 def _quantise(x: Tensor, rows: int, least: float, ue8m0: bool) -> tuple[Tensor, Tensor]:
     """[M, N] in blocks of `rows` x 128. The last blocks are filled up with zeros, which change no maximum."""
     height, width = x.shape
-    padded = F.pad(x.float(), (0, -width % BLOCK, 0, -height % rows))
-    blocks = padded.view(padded.shape[0] // rows, rows, padded.shape[1] // BLOCK, BLOCK)
-    scale = blocks.abs().amax((1, 3)).clamp_(min=least) / LARGEST
-    if ue8m0:
-        scale = _power_of_two_above(scale)
-    quantised = (blocks / scale[:, None, :, None]).to(FP8).view(padded.shape)
-    return quantised[:height, :width].contiguous(), scale
+    quantised = torch.empty(x.shape, dtype=FP8, device=x.device)
+    scales = torch.empty(-(-height // rows), -(-width // BLOCK), device=x.device)
+    for first, end in _stripes(height, width, rows):
+        padded = F.pad(x[first:end].float(), (0, -width % BLOCK, 0, (first - end) % rows))
+        blocks = padded.view(padded.shape[0] // rows, rows, padded.shape[1] // BLOCK, BLOCK)
+        scale = blocks.abs().amax((1, 3)).clamp_(min=least) / LARGEST
+        if ue8m0:
+            scale = _power_of_two_above(scale)
+        quantised[first:end] = (blocks / scale[:, None, :, None]).to(FP8).view(padded.shape)[: end - first, :width]
+        scales[first // rows : -(-end // rows)] = scale
+    return quantised, scales
+
+
+def _stripes(height: int, width: int, multiple: int) -> Iterator[tuple[int, int]]:
+    """The rows of a matrix in stripes of about `STRIPE` values: (first, end). All but the last hold whole blocks."""
+    step = max(STRIPE // max(width, 1) // multiple, 1) * multiple
+    for first in range(0, height, step):
+        yield first, min(first + step, height)
 
 
 def _power_of_two_above(scale: Tensor) -> Tensor:
