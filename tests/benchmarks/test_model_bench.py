@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -70,6 +71,35 @@ def test_a_process_that_dies_is_one_clear_line(program, told):
         run_task({}, 1 if "sleep" in program else 30, [sys.executable, "-c", program])
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_killed_benchmark_leaves_no_measurement_running():
+    task = {"measure": "prefill", "length": 100_000, "form": "dense", "dtype": "float32", "compute": "float32"}
+    program = f"from baleen.benchmarks.processes import run_task; run_task({task | {'quick': True}}, 60)"
+    with subprocess.Popen([sys.executable, "-c", program], env=ENVIRONMENT) as parent:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        workers = awaited(lambda: children.read_text().split())
+        # The memory that torch takes: by then the worker has begun.
+        awaited(lambda: int(Path(f"/proc/{workers[0]}/statm").read_text().split()[1]) * 4096 > 150e6)
+        parent.terminate()
+    assert awaited(lambda: not is_running(workers[0]))
+
+
+def awaited(condition, seconds=30):
+    """The condition's value as soon as it holds; fails when it does not come to hold."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def is_running(pid):
+    """Whether a process is there and not a zombie."""
+    file = Path(f"/proc/{pid}/stat")
+    return file.exists() and file.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def test_a_measurement_that_died_is_noted_and_its_figures_say_so(tmp_path, capsys):

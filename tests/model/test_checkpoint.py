@@ -304,6 +304,33 @@ def test_a_header_whose_sizes_do_not_agree_is_refused(folder):
     assert "bytes, which is not [47] of F32" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data_offsets": [-1000, -1000 + 192]},
+        {"data_offsets": [0, 192]},
+        {"data_offsets": [192, 0]},
+        {"data_offsets": [0, 1, 2]},
+        {"data_offsets": None},
+        {"dtype": []},
+        {"dtype": "F99"},
+        {"shape": "48"},
+        {"shape": [-48]},
+        {"shape": [float("inf")]},
+    ],
+    ids=str,
+)
+def test_a_header_that_makes_no_sense_is_refused(folder, change):
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["model.norm.weight"] |= change
+    changed = json.dumps(header).encode()
+    file.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
+    assert str(file) in refusal(folder)
+
+
 def test_another_architecture_is_refused_by_its_name(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))

@@ -208,6 +208,13 @@ def test_another_quantisation_is_refused_by_its_field(folder, field):
         load_model(folder)
 
 
+def test_a_quantisation_that_is_no_object_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": "fp8"}))
+    with pytest.raises(UnsupportedCheckpointError, match="quantization_config is 'fp8', which is no object"):
+        load_model(folder)
+
+
 def test_a_weight_that_cannot_be_quantised_is_named_and_the_old_folder_stays(folder):
     before = load_model(folder)
     broken = wide_model()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from baleen.model.cache import CacheView, LatentCache
+from baleen.model.prefill import prefill
 from tiny import tiny_model
 
 IDS = torch.randint(0, 120, (2, 44), generator=torch.Generator().manual_seed(0))
@@ -37,11 +40,57 @@ def test_the_cache_gives_the_whole_forward_s_logits(cuts, slots, sparse):
     torch.testing.assert_close(through_the_cache(model, cuts, slots, sparse), whole, atol=1e-5, rtol=0)
 
 
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    cuts=st.lists(st.integers(1, 43), max_size=6),
+    order=st.permutations(range(4)),
+    rows=st.integers(1, 4),
+    shared=st.booleans(),
+)
 @torch.no_grad()
-def test_a_recorded_forward_selects_what_decoding_selects_and_says_the_same():
+def test_prefill_chunks_decoding_and_any_batch_select_the_same_tokens_and_say_the_same(cuts, order, rows, shared):
+    kinds = ("full", "shared", "full") if shared else None
+    model = tiny_model(indexer_types=kinds)
+    ids = torch.randint(0, 120, (4, 44), generator=torch.Generator().manual_seed(1))
+    whole = [model(ids[row : row + 1]) for row in range(4)]
+    chosen = list(order[:rows])
+    cache = LatentCache(model.config, 4, 44, torch.float32)
+    start = 0
+    for end in sorted({*cuts, 42, 43, 44}):
+        view = CacheView(cache, torch.tensor(chosen), torch.arange(start, end).expand(rows, -1), end)
+        part = model(ids[chosen, start:end], cache=view)
+        for place, row in enumerate(chosen):
+            expected = whole[row].logits[0, start:end]
+            torch.testing.assert_close(part.logits[place], expected, atol=1e-5, rtol=0)
+            for layer, selected in enumerate(part.selected):
+                every = whole[row].selected[layer][0, start:end]
+                if selected is None:  # no more keys than index_topk: all of them, as the whole forward says too
+                    assert torch.equal(every.amax(-1), torch.arange(start, end, dtype=torch.int32))
+                else:
+                    assert torch.equal(selected[place], every)
+        start = end
+
+
+@torch.no_grad()
+def test_a_prompt_prefilled_in_chunks_of_any_size_leaves_the_same_cache_and_the_same_last_state():
+    model = tiny_model()
+    whole, full = prefill(model, IDS, chunk=44)
+    for chunk in (1, 7, 43, 100):
+        out, cache = prefill(model, IDS, chunk=chunk)
+        torch.testing.assert_close(out.hidden[:, -1], whole.hidden[:, -1], atol=1e-5, rtol=0)
+        for layer, expected in zip(cache.layers, full.layers, strict=True):
+            torch.testing.assert_close(layer.rows, expected.rows, atol=1e-5, rtol=0)
+            torch.testing.assert_close(layer.index_k, expected.index_k, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="does not fit a cache of 1 x 44"):
+        prefill(model, IDS, LatentCache(model.config, 1, 44, torch.float32))
+    with pytest.raises(ValueError, match="empty"):
+        prefill(model, IDS[:, :0])
+
+
+@torch.no_grad()
+def test_a_whole_forward_selects_what_decoding_selects():
     model = tiny_model()
     recorded = model(IDS)
-    torch.testing.assert_close(recorded.logits, model(IDS).logits, atol=1e-6, rtol=0)
     cache = LatentCache(model.config, 2, 64, torch.float32)
     model(IDS[:, :-1], cache=CacheView(cache, torch.arange(2), torch.arange(43).expand(2, -1), 43))
     last = model(IDS[:, -1:], cache=CacheView(cache, torch.arange(2), torch.full((2, 1), 43), 44))

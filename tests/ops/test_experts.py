@@ -47,6 +47,26 @@ def test_a_negative_biased_score_still_beats_a_group_that_was_dropped():
     assert chosen(scores, bias, n_group=2, topk_group=1, topk=2) == [0, 1]
 
 
+def test_groups_of_v2_are_ranked_by_their_best_expert_and_greedy_has_none():
+    # The same scores as above: maxima .9, .6, .7, so the groups rank 0, 2, 1.
+    scores = [0.9, 0.1, 0.6, 0.5, 0.7, 0.2]
+    row = torch.tensor([scores])
+
+    def v2(method, topk_group, topk):
+        experts = route(row, None, method=method, n_group=3, topk_group=topk_group, topk=topk)
+        return experts[0].tolist()
+
+    assert v2("group_limited_greedy", 1, 2) == [0, 1]
+    assert v2("group_limited_greedy", 2, 3) == [0, 4, 5]
+    assert v2("greedy", 1, 3) == [0, 4, 2]
+
+
+def test_equal_best_experts_rank_the_lower_group_first():
+    row = torch.tensor([[0.1, 0.3, 0.3, 0.0, 0.2, 0.1]])
+    experts = route(row, None, method="group_limited_greedy", n_group=3, topk_group=1, topk=2)
+    assert experts.tolist() == [[1, 0]]
+
+
 def naive(x, experts, weights, gate_up, down):
     rows = []
     for a in range(x.shape[0]):

@@ -170,7 +170,8 @@ def measure_prefill(bench: Bench) -> None:
             for form in ("sparse", "dense"):
                 bench.prefill(form, dtype, length)
         bench.prefill("dense_whole", bench.fast_dtype if bench.fast_dtype in sizes.dtypes else sizes.dtypes[0], length)
-    choice = bench.results.measure("peer/choice", bench.task("peer_choice", length=sizes.choice))
+    task = bench.task("peer_choice", length=sizes.choice, dtypes=list(sizes.dtypes))
+    choice = bench.results.measure("peer/choice", task)
     if choice is None:
         return
     known = {dtype: float(choice["best"][dtype]["seconds"] or math.inf) for dtype in sizes.dtypes}

@@ -87,14 +87,14 @@ def _fastest(
 
 
 @torch.no_grad()
-def fastest_form(*, length: int, quick: bool) -> dict[str, Any]:
+def fastest_form(*, length: int, dtypes: list[str], quick: bool) -> dict[str, Any]:
     """Seconds of one prefill in the forms tried, the best of each dtype, and how far its fp32 logits are from ours."""
     import transformers
 
     fields = QUICK if quick else BENCHMARK
     ids = token_ids(fields["vocab_size"], length)
     tried: dict[str, list[dict[str, Any]]] = {}
-    for dtype in DTYPES:
+    for dtype in dtypes:
 
         def cost(form: dict[str, Any], dtype: str = dtype) -> float:
             model = _theirs(fields, dtype, form["attention"], form["experts"]).eval()

@@ -222,6 +222,8 @@ def _check_quantisation(file: Path) -> None:
     quantisation = json.loads(file.read_text()).get("quantization_config")
     if quantisation is None:
         return
+    if not isinstance(quantisation, dict):
+        raise UnsupportedCheckpointError(f"{file}: quantization_config is {quantisation!r}, which is no object")
     for field in ("quant_method", "fmt", "weight_block_size"):
         value, expected = quantisation.get(field), QUANTIZATION_CONFIG[field]
         if value != expected and not (field == "fmt" and value is None):

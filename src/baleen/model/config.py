@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from baleen.model.families import FAMILIES, ConfigError, read_fields
+from baleen.model.families import FAMILIES, MECHANISMS, ConfigError, read_fields
 
 
 class UnsupportedCheckpointError(ValueError):
@@ -17,8 +17,8 @@ class UnsupportedCheckpointError(ValueError):
 
 
 class ModelConfig(BaseModel):
-    """Shapes and constants of a network (report section 2.1; the families are in `families.py`); defaults are those of
-    DeepSeek-V3.2, and unknown keys of `config.json` are ignored."""
+    """Shapes and constants of a network (report section 2.1; the families are in `families.py`); default sizes are
+    those of DeepSeek-V3.2, unknown keys of `config.json` are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -62,6 +62,14 @@ class ModelConfig(BaseModel):
     bos_token_id: int | None = 0
     eos_token_id: int | tuple[int, ...] | None = 1
     pad_token_id: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_family_computes(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or str(fields.get("model_type")) not in FAMILIES:
+            return fields
+        defaults = FAMILIES[fields["model_type"]].defaults
+        return {name: defaults[name] for name in MECHANISMS if name in defaults} | fields
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> ModelConfig:
@@ -125,8 +133,8 @@ class ModelConfig(BaseModel):
             fields = json.loads(file.read_text())
         except ValueError as error:
             raise ConfigError(f"{file} is not JSON ({error}); copy it again") from error
-        if not isinstance(fields, dict) or fields.get("model_type") not in FAMILIES:
-            kind = fields.get("model_type") if isinstance(fields, dict) else None
+        kind = fields.get("model_type") if isinstance(fields, dict) else None
+        if not isinstance(kind, str) or kind not in FAMILIES:
             raise UnsupportedCheckpointError(f"{file}: model_type {kind!r} is not supported; {', '.join(FAMILIES)} are")
         try:
             return cls(**read_fields(fields))
@@ -140,11 +148,16 @@ class ModelConfig(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """The `config.json` of a checkpoint that `transformers` loads as well."""
         fields = {name: value for name, value in self.model_dump().items() if value is not None}
+        if (
+            self.model_type == "glm4_moe_lite" and self.mlp_layer_types is None
+        ):  # first_k_dense_replace is not read there
+            sparse = set(self.moe_layers)
+            fields["mlp_layer_types"] = ["sparse" if i in sparse else "dense" for i in range(self.num_hidden_layers)]
         scaling = self.rope_scaling or {"rope_type": "default"}
         rope = {**scaling, "rope_type": scaling.get("rope_type", scaling.get("type")), "rope_theta": self.rope_theta}
         return {
             **fields,
-            "q_lora_rank": self.q_lora_rank,
+            **{name: getattr(self, name) for name in ("q_lora_rank", "bos_token_id", "eos_token_id")},
             "architectures": [FAMILIES[self.model_type].architecture],
             "rope_parameters": rope,
             "num_key_value_heads": self.num_attention_heads,

@@ -77,9 +77,28 @@ _ONLY = {
     "scoring_func": ("sigmoid", "softmax"),
     "topk_method": ("noaux_tc", "greedy", "group_limited_greedy"),
     "mlp_bias": (False,),
-    "ep_size": (1,),
+    "partial_rotary_factor": (1.0,),
 }
 """Fields of which other values exist elsewhere and are not computed here."""
+
+_ONLY_IN = {
+    # The model's own code normalises instead of scaling, others scale without normalising, and no file says true.
+    "deepseek_v2": {"norm_topk_prob": (False,), "rope_interleave": (True,)},
+    "deepseek_v32": {"rope_interleave": (True,)},
+    "glm_moe_dsa": {"rope_interleave": (True,)},
+}
+"""The same, for the families in which the field is not read elsewhere, so that nobody could say what is meant."""
+
+_NULL = {
+    **dict.fromkeys(("q_lora_rank", "bos_token_id", "eos_token_id", "pad_token_id")),
+    **dict.fromkeys(("norm_topk_prob", "rope_interleave"), False),
+    **dict.fromkeys(("n_group", "topk_group"), 1),
+    "n_shared_experts": 0,
+}
+"""What a null means that is not "the default"."""
+
+MECHANISMS = ("scoring_func", "topk_method", "norm_topk_prob", "indexer_rope_interleave")
+"""Fields that say how a family computes rather than how large a model is: its defaults hold wherever it is named."""
 
 ROPE_TYPES = ("default", "yarn")
 
@@ -89,19 +108,20 @@ def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises `ConfigError` for a value with which the network would be computed wrongly.
     """
-    given = {name: value for name, value in fields.items() if value is not None}
-    for name, known in _ONLY.items():
+    given = {name: _NULL.get(name) if value is None else value for name, value in fields.items()}
+    given = {name: value for name, value in given.items() if value is not None or name in _NULL}
+    kind = fields["model_type"]
+    for name, known in (_ONLY | _ONLY_IN.get(kind, {})).items():
         if name in given and given[name] not in known:
             raise ConfigError(f"{name} {given[name]!r} is not supported; {', '.join(map(str, known))} is")
-    found = {**FAMILIES[given["model_type"]].defaults, **given}
-    if "q_lora_rank" in fields and fields["q_lora_rank"] is None:
-        found["q_lora_rank"] = None
+    for name in ("n_routed_experts", "num_experts_per_tok"):
+        if name in fields and fields[name] is None:
+            raise ConfigError(f"{name} null is not supported; a number of experts is")
+    found = {**FAMILIES[kind].defaults, **given}
     found |= _rope(found)
     layers = found.get("num_hidden_layers", 61)
     if "mlp_layer_types" not in found and found.get("moe_layer_freq", 1) != 1:
-        first, every = found.get("first_k_dense_replace", 3), found["moe_layer_freq"]
-        kinds = ("dense" if layer < first or layer % every else "sparse" for layer in range(layers))
-        found["mlp_layer_types"] = tuple(kinds)
+        found["mlp_layer_types"] = _mlp_layer_types(found, layers)
     if "indexer_types" not in found:
         found["indexer_types"] = _indexer_types(found, layers)
     return found
@@ -109,21 +129,33 @@ def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling`, from either of the two places that files keep them in."""
-    rope = fields.get("rope_parameters") or {}
-    scaling = fields.get("rope_scaling")
-    if scaling is None and rope:
-        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-    kind = None if scaling is None else scaling.get("rope_type", scaling.get("type", "default"))
-    if kind is not None and kind not in ROPE_TYPES:
+    scaling = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    if not isinstance(scaling, Mapping):
+        raise ConfigError(f"rope_scaling {scaling!r} is not supported; an object is")
+    scaling = dict(scaling)
+    theta = scaling.pop("rope_theta", None) or fields.get("rope_theta", 10000.0)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in ROPE_TYPES:
         raise ConfigError(f"rope type {kind!r} is not supported; {' and '.join(ROPE_TYPES)} are")
-    if kind == "yarn":
-        assert scaling is not None
-        if "factor" not in scaling:
-            raise ConfigError("rope_scaling of type yarn has no factor")
-        longest = fields.get("max_position_embeddings", 163840)
-        scaling = {"original_max_position_embeddings": longest, **scaling}
-    theta = fields.get("rope_theta", rope.get("rope_theta", 10000.0))
-    return {"rope_theta": theta, "rope_scaling": scaling if kind == "yarn" else None}
+    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ConfigError(f"partial_rotary_factor {scaling['partial_rotary_factor']} is not supported; 1.0 is")
+    if kind == "default":
+        return {"rope_theta": theta, "rope_scaling": None}
+    if scaling.get("factor") is None:
+        raise ConfigError("rope_scaling of type yarn has no factor")
+    scaling.setdefault("original_max_position_embeddings", fields.get("max_position_embeddings", 163840))
+    for name in ("factor", "original_max_position_embeddings"):
+        if not isinstance(scaling[name], int | float) or scaling[name] <= 0:
+            raise ConfigError(f"rope_scaling.{name} {scaling[name]!r} is not supported; a number above 0 is")
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _mlp_layer_types(fields: Mapping[str, Any], layers: int) -> tuple[str, ...]:
+    """Which layers have experts: every n-th behind the first dense ones."""
+    first, every = fields.get("first_k_dense_replace", 3), fields["moe_layer_freq"]
+    if not isinstance(every, int) or every < 1:
+        raise ConfigError(f"moe_layer_freq {every!r} is not supported; a number of layers, at least 1, is")
+    return tuple("dense" if layer < first or layer % every else "sparse" for layer in range(layers))
 
 
 def _indexer_types(fields: Mapping[str, Any], layers: int) -> tuple[str, ...] | None:

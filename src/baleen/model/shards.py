@@ -23,7 +23,7 @@ from baleen.model.config import UnsupportedCheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 18
 """How much of a tensor is read before it is copied into place."""
 
 FLOATING = {
@@ -180,15 +180,17 @@ def _read_header(file: Path) -> Iterator[StoredTensor]:
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or length > size - 8:
                 raise ValueError(f"{size} bytes are less than its header")
-            header = json.loads(handle.read(length))
-            entries = [
-                (name, entry["dtype"], tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
-                for name, entry in header.items()
-                if name != "__metadata__"
-            ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            entries = _entries(json.loads(handle.read(length)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); is it truncated? {AGAIN}") from error
+    previous = 0
     for name, kind, shape, first, end in entries:
+        if first < previous:
+            raise CheckpointError(
+                f"{file} cannot be read: its tensor {name} begins at byte {8 + length + first}, where something else "
+                f"stands until byte {8 + length + previous}; {AGAIN}"
+            )
+        previous = end
         if 8 + length + end > size:
             raise CheckpointError(
                 f"{file} cannot be read: it ends at byte {size}, and its tensor {name} at byte {8 + length + end}; "
@@ -203,13 +205,24 @@ def _read_header(file: Path) -> Iterator[StoredTensor]:
         yield stored
 
 
+def _entries(header: dict[str, Any]) -> list[tuple[str, str, tuple[int, ...], int, int]]:
+    """Name, dtype, shape, first byte and end of each tensor, in the order of their bytes. Raises what Python raises for
+    a header of another form."""
+    entries = []
+    for name, entry in header.items():
+        if name != "__metadata__":
+            first, end = map(int, entry["data_offsets"])
+            entries.append((name, str(entry["dtype"]), tuple(map(int, entry["shape"])), first, end))
+    return sorted(entries, key=lambda entry: entry[3:])
+
+
 def _read_index(index: Path) -> dict[str, str]:
     """{tensor: file name}."""
     try:
         places = json.loads(index.read_text())["weight_map"]
         if not isinstance(places, dict):
             raise ValueError("its weight_map is no object")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index} cannot be read ({error!r}); {AGAIN}") from error
     for name, file in places.items():
         if not isinstance(file, str) or Path(file).name != file:

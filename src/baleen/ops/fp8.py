@@ -32,7 +32,7 @@ LEAST_ACTIVATION = 1e-4
 LEAST_WEIGHT = LARGEST * 2.0**-126
 """The least block maximum: its scale is the smallest normal fp32 number, so a block of zeros needs no other rule."""
 
-STRIPE = 1 << 20
+STRIPE = 1 << 18
 """How many values are in fp32 at a time."""
 
 

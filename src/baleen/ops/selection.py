@@ -22,7 +22,7 @@ from baleen.ops.visibility import Visibility
 SCORE_BYTES = 64 << 20
 """Memory for the scores of one row tile."""
 
-PRODUCT_ROWS, PRODUCT_KEYS = 512, 4096
+PRODUCT_ROWS, PRODUCT_KEYS = 1024, 2048
 """Shape of one matrix product: large enough for full speed, small enough that its result stays in the cache."""
 
 LEAST_ROWS, LEAST_KEYS = 16, 32
