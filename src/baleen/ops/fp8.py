@@ -4,8 +4,8 @@
 
 Weights share a scale per 128 x 128 block (`weight_scale_inv` in a checkpoint: the factor to multiply by), activations
 per 1 x 128 group. With the format `ue8m0` a scale is rounded UP to a power of two, so that multiplying by it is exact
-and no value passes 448. The fast forms work on stripes of rows, so that beside the result they take a few megabytes
-whatever the size of the weight; the `reference_` forms say the same block by block.
+and no value passes 448. The fast forms work on stripes of rows, so that beside the result they hold a row of blocks or
+about a megabyte in fp32, never the whole weight; the `reference_` forms say the same block by block.
 """
 
 # M, N = rows and columns of a matrix
@@ -33,7 +33,7 @@ LEAST_WEIGHT = LARGEST * 2.0**-126
 """The least block maximum: its scale is the smallest normal fp32 number, so a block of zeros needs no other rule."""
 
 STRIPE = 1 << 18
-"""How many values are in fp32 at a time."""
+"""About how many values are in fp32 at a time; a row of blocks at least."""
 
 
 def block_shape(rows: int, columns: int) -> tuple[int, int]:

@@ -22,10 +22,10 @@ from baleen.ops.visibility import Visibility
 SCORE_BYTES = 64 << 20
 """Memory for the scores of one row tile."""
 
-PRODUCT_ROWS, PRODUCT_KEYS = 1024, 2048
-"""Shape of one matrix product: large enough for full speed, small enough that its result stays in the cache."""
+PRODUCT_ROWS, PRODUCT_SIZE = 1024, 1 << 21
+"""Rows and values of one matrix product: large enough for full speed, small enough that it stays in the cache."""
 
-LEAST_ROWS, LEAST_KEYS = 16, 32
+LEAST_ROWS, LEAST_KEYS = 8, 32
 """Smaller products take another path through the matrix library and round differently; they are padded to this."""
 
 
@@ -103,7 +103,7 @@ def _score_tile(q: Tensor, k: Tensor, weights: Tensor, scores: Tensor) -> None:
     if rows.shape[1] < LEAST_ROWS:
         rows = F.pad(rows, (0, 0, 0, LEAST_ROWS - rows.shape[1]))
     weight = weights.to(dtype).unsqueeze(-1)
-    width = max(LEAST_KEYS, min(PRODUCT_KEYS, length))
+    width = max(LEAST_KEYS, min(PRODUCT_SIZE // (batch * rows.shape[1]), length))
     space = torch.empty(batch * rows.shape[1] * width, dtype=dtype, device=q.device)
     for start in range(0, length, width):
         # The last block reaches back, or into padding, so that it is never too narrow.
