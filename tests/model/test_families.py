@@ -9,12 +9,12 @@ import torch
 
 from baleen.model.cache import CacheView, LatentCache
 from baleen.model.checkpoint import load_model, save_model
-from baleen.model.config import ModelConfig, UnsupportedCheckpointError
-from baleen.model.families import FAMILIES, ConfigError
-from baleen.model.rotary import rotary_frequencies
 from tiny import tiny_model
 
 transformers = pytest.importorskip("transformers")
+
+from transformers.cache_utils import MtpCache  # noqa: E402
+from transformers.modeling_layers import MtpModel  # noqa: E402
 
 COMMON = {
     "vocab_size": 120,
@@ -36,6 +36,7 @@ COMMON = {
     "v_head_dim": 12,
     "max_position_embeddings": 256,
     "initializer_range": 0.15,
+    "rms_norm_eps": 0.01,
     "pad_token_id": 0,
 }
 # 16 index heads, so that all of them are seldom silent at once: ties at exactly 0 are broken otherwise by transformers.
@@ -59,23 +60,39 @@ CASES = {
         | {"routed_scaling_factor": 3.0, "n_shared_experts": 2},
     ),
     "v2 with biases": ("DeepseekV2", {"first_k_dense_replace": 0, "attention_bias": True, "num_hidden_layers": 2}),
+    "v2 tied": ("DeepseekV2", {"first_k_dense_replace": 2, "tie_word_embeddings": True}),
     "v3": ("DeepseekV3", {"first_k_dense_replace": 1, "n_group": 4, "topk_group": 2}),
     "v3 without query latent": ("DeepseekV3", {"q_lora_rank": None, "first_k_dense_replace": 1}),
+    "v3 with biases": (
+        "DeepseekV3",
+        {"q_lora_rank": None, "attention_bias": True, "first_k_dense_replace": 1},
+    ),
     "v3 half-split": ("DeepseekV3", {"rope_interleave": False, "first_k_dense_replace": 1}),
     "v3 tied": ("DeepseekV3", {"tie_word_embeddings": True, "first_k_dense_replace": 1, "norm_topk_prob": False}),
     "glm4 lite": ("Glm4MoeLite", {}),
+    "glm4 lite half-split": (
+        "Glm4MoeLite",
+        {"rope_interleave": False, "attention_bias": True, "tie_word_embeddings": True}
+        | {"mlp_layer_types": ["sparse", "dense", "sparse", "dense"]},
+    ),
     "v32": ("DeepseekV32", {**INDEXER, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2}),
+    "v32 with biases": (
+        "DeepseekV32",
+        {**INDEXER, "attention_bias": True, "mlp_layer_types": ["sparse", "dense", "sparse", "dense"]},
+    ),
     "glm dsa": ("GlmMoeDsa", {**INDEXER, "first_k_dense_replace": 1}),
     "glm dsa sharing": (
         "GlmMoeDsa",
-        {**INDEXER, "first_k_dense_replace": 1, "indexer_types": ["full", "full", "shared", "shared"]},
+        {**INDEXER, "first_k_dense_replace": 1, "indexer_types": ["full", "full", "shared", "shared"]}
+        | {"attention_bias": True, "norm_topk_prob": False},
     ),
 }
 IDS = torch.randint(1, 120, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
 def theirs_of(case, yarn):
-    """A random model of transformers: no norm, bias or gate is left at its neutral start."""
+    """A random model of transformers: no norm, bias or gate is left at its neutral start, and the values that norms
+    take are small where that shows their eps."""
     name, changes = CASES[case]
     rope = {"rope_parameters": YARN} if yarn else {}
     config = getattr(transformers, f"{name}Config")(**(COMMON | rope | changes))
@@ -87,7 +104,8 @@ def theirs_of(case, yarn):
             if value.dim() == 1 and value.is_floating_point() and "inv_freq" not in key:
                 value.add_(torch.randn(value.shape, generator=generator) * 0.1)
             elif value.is_floating_point() and value.dim() > 1:
-                value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+                size = 0.0005 if "indexer.wk." in key else 0.1
+                value.copy_(torch.randn(value.shape, generator=generator) * size)
     return model
 
 
@@ -138,6 +156,31 @@ def test_what_is_saved_here_says_the_same_in_transformers(case, yarn, tmp_path):
     assert again.config.model_type == first.config.model_type
 
 
+@pytest.mark.xfail(
+    strict=True, reason="predict_second feeds the state before the final norm, as no published MTP layer"
+)
+@torch.no_grad()
+def test_the_second_prediction_is_that_of_transformers(tmp_path, monkeypatch):
+    ours = tiny_model(model_type="deepseek_v3", num_nextn_predict_layers=1)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in ours.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    save_model(ours, tmp_path / "m")
+    # This is where transformers looks up which tensors are the second prediction's; it knows the published depth alone.
+    monkeypatch.setattr(
+        transformers.DeepseekV3ForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.3\..*"]
+    )
+    theirs = transformers.DeepseekV3ForCausalLM.from_pretrained(tmp_path / "m", attn_implementation="eager")
+    second = MtpModel.from_pretrained(theirs)
+    cache = MtpCache(config=theirs.config.get_mtp_config())
+    hidden = theirs(IDS, output_hidden_states=True).hidden_states[-1][:, :-1]
+    expected = second.forward_layer(0, hidden, torch.arange(1, 40)[None], cache, input_ids=IDS[:, 1:])
+    out = ours(IDS[:, :-1])
+    actual, _ = ours.predict_second(out, IDS[:, 1:], ours.context((2, 39)))
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0)
+
+
 @torch.no_grad()
 def test_kimi_k2_is_deepseek_v3_under_another_name(tmp_path):
     def rename(folder, kind):
@@ -173,57 +216,10 @@ def test_a_model_made_here_says_the_same_in_transformers(kind, tmp_path):
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=2e-5, rtol=0)
 
 
-V2_LITE = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707, "type": "yarn"} | {
-    "original_max_position_embeddings": 4096
-}
-KIMI = V2_LITE | {"beta_fast": 1.0, "factor": 32.0, "mscale": 1.0, "mscale_all_dim": 1.0}
-ROPES = {
-    "nothing": {},
-    "V2-Lite": {"rope_scaling": V2_LITE, "rope_theta": 10000},
-    "Kimi K2": {"rope_scaling": KIMI, "rope_theta": 50000.0},
-    "GLM-5": {"rope_parameters": {"rope_theta": 1000000, "rope_type": "default"}},
-    "two bases": {"rope_parameters": {"rope_theta": 1000000, "rope_type": "default"}, "rope_theta": 500.0},
-    "base inside the scaling": {"rope_scaling": V2_LITE | {"rope_theta": 777.0}, "rope_theta": 500.0},
-    "empty scaling": {"rope_scaling": {}, "rope_parameters": {"rope_type": "yarn", "factor": 3.0, "rope_theta": 99.0}},
-    "no original length": {"rope_scaling": {"type": "yarn", "factor": 8.0}, "max_position_embeddings": 4096},
-    "own attention factor": {"rope_scaling": V2_LITE | {"attention_factor": 1.3, "truncate": False}},
-    "a factor that is not the ratio": {"rope_scaling": V2_LITE, "max_position_embeddings": 8192},
-}
-
-
-@pytest.mark.parametrize("kind", ["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa"])
-@pytest.mark.parametrize("case", ROPES)
-def test_positions_turn_as_they_do_in_transformers(case, kind, tmp_path):
-    small = COMMON | INDEXER | {"qk_rope_head_dim": 64, "index_head_dim": 64, "num_hidden_layers": 1}
-    del small["max_position_embeddings"]
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} | small | ROPES[case]))
-    ours = ModelConfig.from_pretrained(tmp_path)
-    theirs = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
-    frequencies, factor = rotary_frequencies(ours)
-    torch.testing.assert_close(frequencies, theirs.rotary_emb.inv_freq, atol=0, rtol=1e-5)
-    assert factor == pytest.approx(theirs.rotary_emb.attention_scaling)
-    assert ours.softmax_scale == pytest.approx(theirs.layers[0].self_attn.scaling)
-
-
-def test_a_null_means_none_rather_than_the_default(tmp_path):
-    nulls = ("n_shared_experts", "n_group", "topk_group", "norm_topk_prob", "eos_token_id", "q_lora_rank")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v3"} | dict.fromkeys(nulls)))
-    config = ModelConfig.from_pretrained(tmp_path)
-    assert [getattr(config, name) for name in nulls] == [0, 1, 1, False, None, None]
-    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
-    assert ModelConfig.from_pretrained(tmp_path) == config
-
-
 def test_a_model_without_shared_experts_is_written_and_read(tmp_path):
     model = tiny_model(n_shared_experts=0, num_nextn_predict_layers=0)
     save_model(model, tmp_path / "m")
     assert torch.equal(load_model(tmp_path / "m")(IDS).logits, model(IDS).logits)
-
-
-def test_experts_on_every_nth_layer(tmp_path):
-    fields = {"model_type": "deepseek_v2", "num_hidden_layers": 8, "first_k_dense_replace": 1, "moe_layer_freq": 3}
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    assert ModelConfig.from_pretrained(tmp_path).moe_layers == [3, 6]
 
 
 @torch.no_grad()
@@ -235,75 +231,3 @@ def test_layers_that_share_take_over_the_selection_that_was_made_last():
     assert torch.equal(out.selected[2], out.selected[3])
     assert not torch.equal(out.selected[1], out.selected[2])
     assert [layer.self_attn.indexer is None for layer in model.layers] == [False, True, False, True]
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"index_topk_freq": 4, "index_skip_topk_offset": 2}, "FFSSSFSS"),
-        ({"index_topk_freq": 4, "index_skip_topk_offset": 1}, "FSSSFSSS"),
-        ({"index_topk_pattern": "FSFSFSFS"}, "FSFSFSFS"),
-        ({}, "FFFFFFFF"),
-    ],
-)
-def test_sharing_is_read_from_a_pattern_or_a_frequency_as_transformers_reads_it(fields, expected, tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "glm_moe_dsa", "num_hidden_layers": 8, "n_group": 1, "topk_group": 1} | fields)
-    )
-    config = ModelConfig.from_pretrained(tmp_path)
-    assert "".join("S" if config.index_shared(layer) else "F" for layer in range(8)) == expected
-    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
-    assert [kind[0].upper() for kind in theirs.indexer_types] == list(expected)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind != "kimi_k2"])
-def test_what_a_config_leaves_out_is_what_transformers_takes_it_for(kind, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    theirs, ours = transformers.AutoConfig.from_pretrained(tmp_path), ModelConfig.from_pretrained(tmp_path)
-    own = {"model_type", "num_nextn_predict_layers", "scoring_func", "topk_method", "mlp_layer_types"}
-    own |= {"rope_theta", "rope_scaling", "indexer_rope_interleave"}
-    for name in set(ModelConfig.model_fields) - own:
-        value = getattr(theirs, name, None)
-        if value is not None:
-            assert getattr(ours, name) == (tuple(value) if isinstance(value, list) else value) or (
-                name == "indexer_types" and set(value) == {"full"}
-            ), name
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
-        ({"scoring_func": "tanh"}, "scoring_func 'tanh' is not supported"),
-        ({"topk_method": "hash"}, "topk_method 'hash' is not supported"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope type 'llama3' is not supported"),
-        ({"rope_scaling": {"type": "yarn"}}, "yarn has no factor"),
-        ({"rope_scaling": {"type": "yarn", "factor": None}}, "yarn has no factor"),
-        ({"rope_scaling": {"type": "yarn", "factor": "40"}}, "rope_scaling.factor '40' is not supported"),
-        ({"rope_scaling": "yarn"}, "rope_scaling 'yarn' is not supported"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
-        ({"rope_interleave": False}, "rope_interleave False is not supported"),
-        ({"model_type": "deepseek_v2", "norm_topk_prob": True}, "norm_topk_prob True is not supported"),
-        ({"mlp_bias": True}, "mlp_bias True is not supported"),
-        ({"moe_layer_freq": [0, 1]}, "moe_layer_freq [0, 1] is not supported"),
-        ({"n_routed_experts": None}, "n_routed_experts null is not supported"),
-        ({"hidden_size": "wide"}, "hidden_size"),
-        ({"n_group": 3}, "must be a multiple of n_group 3"),
-        ({"indexer_types": ["shared"] * 61}, "begins with a shared layer"),
-        ({"indexer_types": ["full"] * 3}, "indexer_types names 3 layers, num_hidden_layers is 61"),
-    ],
-)
-def test_a_field_that_would_be_computed_wrongly_is_refused_by_name_and_file(fields, message, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v32"} | fields))
-    with pytest.raises(ConfigError, match=r"config\.json") as error:
-        ModelConfig.from_pretrained(tmp_path)
-    assert message in str(error.value)
-
-
-def test_an_unknown_model_type_is_answered_with_those_that_are_read(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(
-        UnsupportedCheckpointError, match=r"'llama' is not supported; deepseek_v2, deepseek_v3, kimi_k2"
-    ):
-        ModelConfig.from_pretrained(tmp_path)

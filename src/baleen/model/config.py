@@ -16,6 +16,18 @@ class UnsupportedCheckpointError(ValueError):
     """The folder holds a model that this version does not read."""
 
 
+_AT_LEAST = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size"), 1),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "q_lora_rank", "kv_lora_rank"), 1),
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "max_position_embeddings"), 1),
+    **dict.fromkeys(("n_routed_experts", "num_experts_per_tok", "n_group", "topk_group"), 1),
+    **dict.fromkeys(("index_n_heads", "index_head_dim", "index_topk"), 1),
+    **dict.fromkeys(("num_nextn_predict_layers", "first_k_dense_replace", "n_shared_experts"), 0),
+    **dict.fromkeys(("routed_scaling_factor", "rms_norm_eps", "initializer_range"), 0),
+}
+"""The least value of each number."""
+
+
 class ModelConfig(BaseModel):
     """Shapes and constants of a network (report section 2.1; the families are in `families.py`); default sizes are
     those of DeepSeek-V3.2, unknown keys of `config.json` are ignored."""
@@ -65,11 +77,31 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
+    def _numbers_are_no_switches(cls, fields: Any) -> Any:
+        for name, value in fields.items() if isinstance(fields, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"{name} {value} is not supported; it is no switch")
+        return fields
+
+    @model_validator(mode="before")
+    @classmethod
     def _as_its_family_computes(cls, fields: Any) -> Any:
         if not isinstance(fields, dict) or str(fields.get("model_type")) not in FAMILIES:
             return fields
         defaults = FAMILIES[fields["model_type"]].defaults
         return {name: defaults[name] for name in MECHANISMS if name in defaults} | fields
+
+    @model_validator(mode="after")
+    def _numbers_are_possible(self) -> ModelConfig:
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"{name} {value} is not supported; {least} or more is")
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim {self.qk_rope_head_dim} is not supported; an even number is")
+        if not 1 < self.rope_theta < math.inf:
+            raise ValueError(f"rope_theta {self.rope_theta} is not supported; a number above 1 is")
+        return self
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> ModelConfig:
@@ -80,7 +112,8 @@ class ModelConfig(BaseModel):
         allowed = self.n_routed_experts // self.n_group * self.topk_group
         if self.num_experts_per_tok > allowed:
             raise ValueError(
-                f"num_experts_per_tok {self.num_experts_per_tok} exceeds the {allowed} experts of its groups"
+                f"num_experts_per_tok {self.num_experts_per_tok} exceeds the {allowed} experts of its groups "
+                f"(n_routed_experts {self.n_routed_experts}, n_group {self.n_group}, topk_group {self.topk_group})"
             )
         if self.sparse and self.index_head_dim < self.qk_rope_head_dim:
             raise ValueError("index_head_dim must hold the rope dimensions: at least qk_rope_head_dim")
@@ -143,15 +176,16 @@ class ModelConfig(BaseModel):
         except ValidationError as error:
             wrong = error.errors()[0]
             where = ".".join(map(str, wrong["loc"]))
-            raise ConfigError(f"{file}: {where}{': ' if where else ''}{wrong['msg']}") from error
+            message = wrong["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{file}: {where}{': ' if where else ''}{message}") from error
 
     def to_json(self) -> dict[str, Any]:
         """The `config.json` of a checkpoint that `transformers` loads as well."""
         fields = {name: value for name, value in self.model_dump().items() if value is not None}
-        if (
-            self.model_type == "glm4_moe_lite" and self.mlp_layer_types is None
-        ):  # first_k_dense_replace is not read there
-            sparse = set(self.moe_layers)
+        sparse = self.moe_layers
+        if self.mlp_layer_types is not None:  # where experts begin, for the families that are told it as a number
+            fields["first_k_dense_replace"] = min(sparse, default=self.num_hidden_layers)
+        elif self.model_type == "glm4_moe_lite":  # which reads no number
             fields["mlp_layer_types"] = ["sparse" if i in sparse else "dense" for i in range(self.num_hidden_layers)]
         scaling = self.rope_scaling or {"rope_type": "default"}
         rope = {**scaling, "rope_type": scaling.get("rope_type", scaling.get("type")), "rope_theta": self.rope_theta}

@@ -8,7 +8,8 @@ Defaults are those of `transformers`, which leaves out of a file what equals the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +103,10 @@ MECHANISMS = ("scoring_func", "topk_method", "norm_topk_prob", "indexer_rope_int
 
 ROPE_TYPES = ("default", "yarn")
 
+_ABOVE_ZERO = ("factor", "original_max_position_embeddings", "attention_factor")
+_ZERO_OR_MORE = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+"""The numbers of YaRN."""
+
 
 def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `config.json` of a known `model_type` under `ModelConfig`'s names, defaults filled in.
@@ -119,12 +124,21 @@ def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{name} null is not supported; a number of experts is")
     found = {**FAMILIES[kind].defaults, **given}
     found |= _rope(found)
-    layers = found.get("num_hidden_layers", 61)
+    layers = _whole(found, "num_hidden_layers", 61)
     if "mlp_layer_types" not in found and found.get("moe_layer_freq", 1) != 1:
         found["mlp_layer_types"] = _mlp_layer_types(found, layers)
+    found |= _dense_first(found.get("mlp_layer_types"), layers)
     if "indexer_types" not in found:
         found["indexer_types"] = _indexer_types(found, layers)
     return found
+
+
+def _whole(fields: Mapping[str, Any], name: str, default: int) -> int:
+    """A field that counts something. Raises `ConfigError` for what is no whole number."""
+    value = fields.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name} {value!r} is not supported; a whole number is")
+    return value
 
 
 def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,8 +146,8 @@ def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     scaling = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping):
         raise ConfigError(f"rope_scaling {scaling!r} is not supported; an object is")
-    scaling = dict(scaling)
-    theta = scaling.pop("rope_theta", None) or fields.get("rope_theta", 10000.0)
+    scaling = {name: value for name, value in scaling.items() if value is not None}
+    theta = scaling.pop("rope_theta", fields.get("rope_theta", 10000.0))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise ConfigError(f"rope type {kind!r} is not supported; {' and '.join(ROPE_TYPES)} are")
@@ -141,29 +155,47 @@ def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"partial_rotary_factor {scaling['partial_rotary_factor']} is not supported; 1.0 is")
     if kind == "default":
         return {"rope_theta": theta, "rope_scaling": None}
-    if scaling.get("factor") is None:
+    if "factor" not in scaling:
         raise ConfigError("rope_scaling of type yarn has no factor")
     scaling.setdefault("original_max_position_embeddings", fields.get("max_position_embeddings", 163840))
-    for name in ("factor", "original_max_position_embeddings"):
-        if not isinstance(scaling[name], int | float) or scaling[name] <= 0:
-            raise ConfigError(f"rope_scaling.{name} {scaling[name]!r} is not supported; a number above 0 is")
+    for name in (*_ABOVE_ZERO, *_ZERO_OR_MORE):
+        value = scaling.get(name, 1)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        if not number or (name in _ABOVE_ZERO and value == 0):
+            bound = "above 0" if name in _ABOVE_ZERO else "from 0 on"
+            raise ConfigError(f"rope_scaling.{name} {value!r} is not supported; a number {bound} is")
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def _mlp_layer_types(fields: Mapping[str, Any], layers: int) -> tuple[str, ...]:
     """Which layers have experts: every n-th behind the first dense ones."""
-    first, every = fields.get("first_k_dense_replace", 3), fields["moe_layer_freq"]
+    first, every = _whole(fields, "first_k_dense_replace", 3), fields["moe_layer_freq"]
     if not isinstance(every, int) or every < 1:
         raise ConfigError(f"moe_layer_freq {every!r} is not supported; a number of layers, at least 1, is")
     return tuple("dense" if layer < first or layer % every else "sparse" for layer in range(layers))
+
+
+def _dense_first(kinds: Any, layers: int) -> dict[str, Any]:
+    """A pattern that only says how many layers are dense at first, said as that number: then a config has one form."""
+    if not isinstance(kinds, Sequence) or len(kinds) != layers:
+        return {}
+    first = next((layer for layer, kind in enumerate(kinds) if kind != "dense"), layers)
+    if any(kind != "sparse" for kind in kinds[first:]):
+        return {}
+    return {"first_k_dense_replace": first, "mlp_layer_types": None}
 
 
 def _indexer_types(fields: Mapping[str, Any], layers: int) -> tuple[str, ...] | None:
     """Which layers share a selection, said as a pattern such as "FSSF" or as a frequency; None when all select."""
     pattern = fields.get("index_topk_pattern")
     if pattern is not None:
-        return tuple({"F": "full", "S": "shared"}.get(kind, kind) for kind in pattern)
-    every, offset = max(fields.get("index_topk_freq", 1), 1), fields.get("index_skip_topk_offset", 2)
+        if not isinstance(pattern, Sequence):
+            raise ConfigError(f'index_topk_pattern {pattern!r} is not supported; one like "FSSF" is')
+        return tuple(
+            {"F": "full", "S": "shared"}.get(kind, kind) if isinstance(kind, str) else kind for kind in pattern
+        )
+    every = max(_whole(fields, "index_topk_freq", 1), 1)
+    offset = _whole(fields, "index_skip_topk_offset", 2)
     if every == 1:
         return None
     return tuple("shared" if max(layer - offset + 1, 0) % every else "full" for layer in range(layers))

@@ -60,7 +60,6 @@ class RowFetcher:
         count = selected.shape[1]
         self.tile = max(1, min(TILE_BYTES // (count * bytes_per_place), selected.shape[0]))
         self.space = rows.new_empty(self.tile * count, rows.shape[1])
-        self.has_empty = bool((selected < 0).any())
 
     def __iter__(self) -> Any:
         """Yields (slice of queries, row numbers [T K], fetched [T, K, W], empty [T, 1, K] or None)."""
@@ -68,10 +67,10 @@ class RowFetcher:
             part = slice(start, min(start + self.tile, self.selected.shape[0]))
             chosen = self.selected[part]
             index = chosen.reshape(-1).long()  # adding by int32 numbers is three times slower
-            if self.has_empty:
-                index = index.clamp(min=0)
+            empty = None
+            if int(index.min()) < 0:
+                empty, index = (chosen < 0).unsqueeze(1), index.clamp(min=0)
             fetched = torch.index_select(self.rows, 0, index, out=self.space[: index.numel()])
-            empty = (chosen < 0).unsqueeze(1) if self.has_empty else None
             yield part, index, fetched.view(*chosen.shape, -1), empty
 
 
@@ -109,7 +108,7 @@ class _AttendSelected(torch.autograd.Function):
         grad_rows = torch.zeros_like(rows, dtype=_accurate(rows))
         size = q.element_size()
         inner = (grad * out).sum(-1, keepdim=True)
-        for part, index, keys, empty in RowFetcher(rows, selected, size * (2 * width + 4 * heads)):
+        for part, index, keys, empty in RowFetcher(rows, selected, size * (width + 2 * heads)):
             scaled = q[part] * ctx.scale
             weights = _weights(scaled, keys, empty)
             grad_logits = torch.bmm(grad[part], keys[..., :value_width].transpose(1, 2))

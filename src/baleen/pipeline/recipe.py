@@ -122,6 +122,14 @@ class TrainSection(Section):
     checkpoint_every: int = Field(default=50, gt=0, description="steps between checkpoints")
 
 
+class WarmupSection(TrainSection):
+    """The indexer alone learns."""
+
+    indexer: Literal["derived", "random"] = Field(
+        default="derived", description="the indexer's first weights: from the attention's projections, or random"
+    )
+
+
 class DistillSection(TrainSection):
     """Fine-tuning on what the specialists got right."""
 
@@ -187,7 +195,7 @@ class Recipe(Section):
     model: ModelSection = Field(default=ModelSection(), description="the network")
     synthesis: SynthesisSection = Field(default=SynthesisSection(), description="environments and tasks")
     pretrain: TrainSection = Field(default=TrainSection(), description="dense pre-training")
-    indexer_warmup: TrainSection = Field(default=TrainSection(), description="the indexer alone, dense attention")
+    indexer_warmup: WarmupSection = Field(default=WarmupSection(), description="the indexer alone, dense attention")
     sparse: TrainSection = Field(default=TrainSection(), description="all parameters, sparse attention")
     cold_start: TrainSection = Field(default=TrainSection(), description="fine-tuning on solution trajectories")
     specialist_tools: ReinforcementSection = Field(default=ReinforcementSection(), description="RL on tool use")

@@ -17,6 +17,7 @@ from baleen.evaluation.sparsity import measure_sparsity, text_loss
 from baleen.model.arithmetic import count_parameters
 from baleen.model.checkpoint import load_model, save_model
 from baleen.model.config import ModelConfig
+from baleen.model.convert import add_indexer
 from baleen.model.network import Model
 from baleen.pipeline.recipe import Recipe, TrainSection
 from baleen.pipeline.stage import StageContext
@@ -80,6 +81,7 @@ class IndexerWarmupStage:
         """Leaves `model/` and `sparsity.json`."""
         recipe: Recipe = context.recipe
         model = open_model(context, "pretrain")
+        add_indexer(model, model.config, recipe.indexer_warmup.indexer, recipe.run.seed)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".indexer." in name and not name.startswith("mtp."))
         result = train(
