@@ -58,7 +58,7 @@ def test_a_round_trip_gives_the_same_logits_and_the_same_second_prediction(folde
     outs = [model(IDS[:, :-1]) for model in (before, after)]
     assert torch.equal(outs[0].logits, outs[1].logits)
     seconds = [
-        model.predict_second(out, IDS[:, 1:], model.context((2, 39), sparse=False))[0]
+        model.predict_second(out.hidden, IDS[:, 1:], model.context((2, 39), sparse=False))[0]
         for model, out in zip((before, after), outs, strict=True)
     ]
     assert torch.equal(*seconds)

@@ -80,6 +80,17 @@ def test_conversion_keeps_every_weight_and_its_dtype(dtype, tmp_path):
         assert (sparse(IDS).logits - dense(IDS).logits).abs().max() > 1e-3
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None}, {"attention_bias": True}])
+def test_a_model_that_rotates_halves_is_reordered_and_says_the_same(changes, tmp_path):
+    dense = sharp_model(rope_interleave=False, **changes)
+    save_model(dense, tmp_path / "dense")
+    convert(tmp_path / "dense", tmp_path / "sparse", **SIZES)
+    sparse = load_model(tmp_path / "sparse")
+    assert sparse.config.rope_interleave
+    torch.testing.assert_close(sparse(IDS, sparse=False).logits, dense(IDS).logits, atol=2e-5, rtol=0)
+
+
 def test_what_is_sparse_already_or_would_overwrite_is_refused(tmp_path):
     save_model(tiny_model(), tmp_path / "sparse")
     with pytest.raises(UnsupportedCheckpointError, match="has a lightning indexer already"):

@@ -86,7 +86,7 @@ def test_the_second_token_s_loss_is_the_mtp_head_s():
     loss = batch_loss(model, text_batch(tokens), Objective(sparse=False, mtp_weight=0.5))
     ids = torch.from_numpy(tokens)
     out = model(ids, sparse=False)
-    hidden, _ = model.predict_second(out, torch.roll(ids, -1, 1), model.context((2, 20), sparse=False))
+    hidden, _ = model.predict_second(out.hidden, torch.roll(ids, -1, 1), model.context((2, 20), sparse=False))
     logp = model.lm_head(hidden[:, :-2]).log_softmax(-1).gather(-1, ids[:, 2:, None])
     assert loss.figures["mtp_loss"] == pytest.approx(-float(logp.detach().mean()), abs=1e-5)
     assert float(loss.total.detach()) == pytest.approx(loss.figures["loss"] + 0.5 * loss.figures["mtp_loss"], abs=1e-5)

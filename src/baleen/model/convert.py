@@ -23,6 +23,7 @@ from baleen.model.checkpoint import TOKENIZER_FILES, load_model, save_model
 from baleen.model.config import ModelConfig, UnsupportedCheckpointError
 from baleen.model.indexer import Indexer
 from baleen.model.network import Layer, Model
+from baleen.model.rotary import rotate_interleaved
 
 Beginning = Literal["derived", "random"]
 
@@ -54,10 +55,11 @@ def convert(
     if config.sparse:
         raise UnsupportedCheckpointError(f"{source} has a lightning indexer already; there is nothing to convert")
     model = load_model(source, dtype=_stored_dtype(source))
-    sizes = {"index_n_heads": index_n_heads, "index_head_dim": index_head_dim, "index_topk": index_topk}
-    add_indexer(
-        model, ModelConfig(**(model.config.model_dump() | sizes | {"model_type": "deepseek_v32"})), indexer, seed
-    )
+    if not config.rope_interleave:
+        pair_neighbours(model)
+    fields: dict[str, object] = {"index_n_heads": index_n_heads, "index_head_dim": index_head_dim}
+    fields |= {"index_topk": index_topk, "model_type": "deepseek_v32", "rope_interleave": True}
+    add_indexer(model, ModelConfig(**(model.config.model_dump() | fields)), indexer, seed)
     has_tokenizer = all((source / file).is_file() for file in TOKENIZER_FILES)
     save_model(model, target, tokenizer=source if has_tokenizer else None)
 
@@ -88,6 +90,24 @@ def add_indexer(model: Model, config: ModelConfig, beginning: Beginning = "deriv
         if beginning == "derived":
             derive_indexer(indexer, layer.self_attn, layer.input_layernorm(some.to(embeddings.dtype)).float())
         layer.self_attn.indexer = indexer.to(embeddings.dtype)
+
+
+@torch.no_grad()
+def pair_neighbours(model: Model) -> None:
+    """Reorders the attention's rope dims in place, from pairs half the width apart to neighbours, as V3.2 has them."""
+    for attention in model.modules():
+        if not isinstance(attention, Attention):
+            continue
+        config = attention.config
+        nope, rope, latent = config.qk_nope_head_dim, config.qk_rope_head_dim, config.kv_lora_rank
+        order = torch.arange(rope).view(2, -1).T.flatten()
+        query = attention.q_proj if config.q_lora_rank is None else attention.q_b_proj
+        heads = query.weight.data.view(config.num_attention_heads, nope + rope, -1)
+        heads[:, nope:] = heads[:, nope:][:, order]
+        for part in (attention.kv_a_proj_with_mqa.weight, attention.kv_a_proj_with_mqa.bias):
+            if part is not None:
+                part.data[latent:] = part.data[latent:][order]
+        attention.rotate = rotate_interleaved
 
 
 @torch.no_grad()

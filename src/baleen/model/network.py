@@ -41,7 +41,6 @@ class Output:
     for."""
 
     hidden: Tensor
-    residual: Tensor
     logits: Tensor
     experts: list[Tensor] = field(default_factory=list)
     """[B, S, K] per MoE layer."""
@@ -92,11 +91,12 @@ class MultiTokenPrediction(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, residual: Tensor, next_embedding: Tensor, context: AttentionContext
+        self, hidden: Tensor, next_embedding: Tensor, context: AttentionContext
     ) -> tuple[Tensor, Tensor | None]:
-        """residual [B, S, D] of the trunk, embedding [B, S, D] of the following token -> hidden [B, S, D], experts."""
-        joined = torch.cat((self.enorm(next_embedding), self.hnorm(residual)), dim=-1)
-        x, experts, _, _ = self.layer(self.eh_proj(joined).to(residual.dtype), context, None, None)
+        """hidden [B, S, D] of the trunk behind its final norm, embedding [B, S, D] of the following token -> hidden
+        [B, S, D], experts."""
+        joined = torch.cat((self.enorm(next_embedding), self.hnorm(hidden)), dim=-1)
+        x, experts, _, _ = self.layer(self.eh_proj(joined).to(hidden.dtype), context, None, None)
         return self.norm(x), experts
 
 
@@ -205,7 +205,7 @@ class Model(nn.Module):
             probe=probe,
         )
         x = self.embed_tokens(input_ids)
-        out = Output(hidden=x, residual=x, logits=x.new_empty(0))
+        out = Output(hidden=x, logits=x.new_empty(0))
         selected = None
         for index, layer in enumerate(self.layers):
             experts = None
@@ -221,14 +221,17 @@ class Model(nn.Module):
             if kl is not None:
                 out.indexer_kl.append(kl)
             out.selected.append(selected)
-        out.residual, out.hidden = x, self.norm(x)
+        out.hidden = self.norm(x)
         if logits:
             out.logits = self.lm_head(out.hidden).float()
         return out
 
-    def predict_second(self, out: Output, next_ids: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        """The MTP head: hidden [B, S, D] that predicts the token after `next_ids` [B, S], and its experts."""
+    def predict_second(
+        self, hidden: Tensor, next_ids: Tensor, context: AttentionContext
+    ) -> tuple[Tensor, Tensor | None]:
+        """The MTP head: from the trunk's final hidden [B, S, D], the hidden [B, S, D] that predicts the token after
+        `next_ids` [B, S], and its experts."""
         if self.mtp is None:
             raise ValueError("this model has no multi-token-prediction layer (num_nextn_predict_layers is 0)")
-        hidden, experts = self.mtp(out.residual, self.embed_tokens(next_ids), context)
-        return hidden, experts
+        second, experts = self.mtp(hidden, self.embed_tokens(next_ids), context)
+        return second, experts

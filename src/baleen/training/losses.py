@@ -88,9 +88,8 @@ def expert_loads(model: Model, out: Output) -> list[Tensor]:
 
 def _second_token_loss(model: Model, out: Output, batch: Batch) -> Tensor:
     tokens = batch.tokens
-    trimmed = Output(out.hidden, out.residual[:, :-2], out.logits)
     context = model.context((tokens.shape[0], tokens.shape[1] - 2), sparse=False)
-    hidden, _ = model.predict_second(trimmed, tokens[:, 1:-1], context)
+    hidden, _ = model.predict_second(out.hidden[:, :-2], tokens[:, 1:-1], context)
     head = model.lm_head.cast(model.lm_head.weight)
     return -token_logprobs(hidden.flatten(0, 1).to(head.dtype), head, tokens[:, 2:].flatten()).mean()
 
