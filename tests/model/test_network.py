@@ -87,6 +87,23 @@ def test_a_prompt_prefilled_in_chunks_of_any_size_leaves_the_same_cache_and_the_
         prefill(model, IDS[:, :0])
 
 
+@pytest.mark.parametrize("cuts", [[43], [5, 20, 43], [*range(1, 44)]], ids=["prefill", "chunks", "decoding"])
+@torch.no_grad()
+def test_the_second_prediction_through_the_cache_drafts_what_it_drafts_over_the_whole_row(cuts):
+    model = tiny_model()
+    whole, _ = model.predict_second(model(IDS[:, :-1]).hidden, IDS[:, 1:], model.context((2, 43)))
+    cache = LatentCache(model.config, 2, 44, torch.float32, drafts=True)
+    start, parts = 0, []
+    for end in cuts:
+        view = CacheView(cache, torch.arange(2), torch.arange(start, end).expand(2, -1), end)
+        out = model(IDS[:, start:end], cache=view)
+        context = model.context((2, end - start), cache=view)
+        parts.append(model.predict_second(out.hidden, IDS[:, start + 1 : end + 1], context)[0])
+        start = end
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=0)
+    assert torch.equal(model.lm_head(torch.cat(parts, 1)).argmax(-1), model.lm_head(whole).argmax(-1))
+
+
 @torch.no_grad()
 def test_a_whole_forward_selects_what_decoding_selects():
     model = tiny_model()

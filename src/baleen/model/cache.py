@@ -23,9 +23,14 @@ class LayerCache:
 
 
 class LatentCache:
-    """The cache of all layers for `slots` sequences of up to `max_tokens` tokens."""
+    """The cache of all layers for `slots` sequences of up to `max_tokens` tokens.
 
-    def __init__(self, config: ModelConfig, slots: int, max_tokens: int, dtype: torch.dtype) -> None:
+    With `drafts` the multi-token-prediction layer has its place too, behind the others.
+    """
+
+    def __init__(
+        self, config: ModelConfig, slots: int, max_tokens: int, dtype: torch.dtype, *, drafts: bool = False
+    ) -> None:
         self.slots, self.max_tokens = slots, max_tokens
 
         def space(width: int) -> Tensor:
@@ -36,7 +41,7 @@ class LatentCache:
                 space(config.kv_lora_rank + config.qk_rope_head_dim),
                 space(config.index_head_dim if config.sparse and not config.index_shared(layer) else 0),
             )
-            for layer in range(config.num_hidden_layers)
+            for layer in range(config.num_hidden_layers + drafts)
         ]
 
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:

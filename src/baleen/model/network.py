@@ -230,7 +230,7 @@ class Model(nn.Module):
         self, hidden: Tensor, next_ids: Tensor, context: AttentionContext
     ) -> tuple[Tensor, Tensor | None]:
         """The MTP head: from the trunk's final hidden [B, S, D], the hidden [B, S, D] that predicts the token after
-        `next_ids` [B, S], and its experts."""
+        `next_ids` [B, S], and its experts. A context with a cache (made with `drafts`) drafts while decoding."""
         if self.mtp is None:
             raise ValueError("this model has no multi-token-prediction layer (num_nextn_predict_layers is 0)")
         second, experts = self.mtp(hidden, self.embed_tokens(next_ids), context)

@@ -24,13 +24,6 @@ WELL_KNOWN = {
 }
 """Published networks by name."""
 
-AT_LEAST_ONE = (
-    *("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "n_routed_experts", "num_experts_per_tok", "kv_lora_rank", "qk_nope_head_dim"),
-    *("qk_rope_head_dim", "v_head_dim", "index_n_heads", "index_head_dim", "index_topk", "max_position_embeddings"),
-)
-"""Fields that count something which every network has."""
-
 
 class PlanError(ValueError):
     """What is to be planned is not there or does not fit together; the message says what is accepted."""
@@ -56,12 +49,9 @@ def read_subject(text: str, overrides: Sequence[str] = ()) -> Recipe | ModelConf
 
 
 def _checked(config: ModelConfig) -> ModelConfig:
-    """The config, unless its model type is not read here or a size is below one; a recipe checks its own."""
+    """The config, unless its model type is not read here; a recipe checks its own."""
     if config.model_type not in FAMILIES:
         raise PlanError(f"model_type {config.model_type!r} is not planned here; {' and '.join(FAMILIES)} are")
-    for field in AT_LEAST_ONE:
-        if getattr(config, field) < 1:
-            raise PlanError(f"{field} {getattr(config, field)}: a network has at least 1")
     return config
 
 
