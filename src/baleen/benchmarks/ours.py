@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from baleen.benchmarks.clock import PeakMemory, best_of
 from baleen.benchmarks.networks import BENCHMARK, DTYPES, QUICK, build, token_ids
 from baleen.model.cache import CacheView, LatentCache
+from baleen.model.layers import multiplies_natively
 from baleen.model.network import Model
 from baleen.model.prefill import prefill
 from baleen.pipeline.loading import load_recipe
@@ -35,11 +36,10 @@ def machine(*, side: int) -> dict[str, Any]:
         F.linear(left[:64], right)
         seconds = best_of(lambda a=left, b=right: F.linear(a, b))  # type: ignore[misc]
         rates[name] = {"seconds": seconds, "operations_per_second": 2 * side**3 / min(seconds)}
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "native_bfloat16": bool(native),
+        "native_bfloat16": multiplies_natively(torch.bfloat16),
         "side": side,
         "products": rates,
     }

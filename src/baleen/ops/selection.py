@@ -35,7 +35,7 @@ def index_scores(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
     The whole matrix, differentiable: for the loss and for small shapes. fp32, or float64 when the queries are.
     """
     batch, queries, heads, dims = q.shape
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = _score_dtype(q)
     products = torch.bmm(q.reshape(batch, queries * heads, dims).to(dtype), k.to(dtype).transpose(1, 2))
     products = torch.relu(products).view(batch, queries, heads, -1)
     return torch.matmul(weights.to(dtype).unsqueeze(2), products).squeeze(2)
@@ -52,19 +52,17 @@ def indexer_topk(
     """
     batch, queries, heads, _ = q.shape
     selected = torch.full((batch, queries, min(topk, seen.length)), -1, dtype=torch.int32, device=q.device)
-    widest = score_bytes // (4 * batch * max(seen.length, 1))
-    tile = max(1, min(widest, PRODUCT_ROWS // (heads * batch)))
-    space = torch.empty(0, device=q.device)
+    dtype = _score_dtype(q)
+    widest = score_bytes // (dtype.itemsize * batch * max(seen.length, 1))
+    tile = max(1, min(widest, PRODUCT_ROWS // (heads * batch), queries))
+    space = torch.empty(batch * tile * seen.length, dtype=dtype, device=q.device)
     for start in range(0, queries, tile):
         part = slice(start, min(start + tile, queries))
         seen_here = seen.rows(part)
         if seen_here.length <= topk:
             selected[:, part, : seen_here.length] = _all_visible(seen_here)
             continue
-        size = batch * (part.stop - start) * seen_here.length
-        if space.numel() < size:
-            space = torch.empty(min(size + size // 4, size + (1 << 20)), device=q.device, dtype=_score_dtype(q))
-        scores = space[:size].view(batch, -1, seen_here.length)
+        scores = space[: batch * (part.stop - start) * seen_here.length].view(batch, -1, seen_here.length)
         _score_tile(q[:, part], k[:, : seen_here.length], weights[:, part], scores)
         selected[:, part] = _select(seen_here.hide(scores), topk)
     return selected
