@@ -38,11 +38,11 @@ gpu: setup-dev
 	$(PYTHON) -m venv .venv
 
 .venv/setup.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e '.[corpus]'
+	$(PIP) -e '.[corpus,serve]'
 	@touch $@
 
 .venv/setup-dev.stamp: .venv/setup.stamp
-	$(PIP) -e '.[corpus,dev]'
+	$(PIP) -e '.[corpus,serve,dev]'
 	@touch $@
 
 # The sandbox isolates best with bubblewrap. Missing, it is installed if that is ours to do, and said if it is not.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from baleen import chat as chat
     from baleen.chat.tokenizer import Tokenizer
     from baleen.engine.engine import Engine as Engine
-    from baleen.engine.engine import SamplingParams as SamplingParams
+    from baleen.engine.params import SamplingParams as SamplingParams
     from baleen.model.checkpoint import load_model as load_model
     from baleen.model.convert import convert as convert
 
@@ -26,7 +26,7 @@ _WHERE = {
     "Engine": "baleen.engine.engine:Engine",
     "load_model": "baleen.model.checkpoint:load_model",
     "load_tokenizer": "baleen.chat.tokenizer:Tokenizer.load",
-    "SamplingParams": "baleen.engine.engine:SamplingParams",
+    "SamplingParams": "baleen.engine.params:SamplingParams",
 }
 
 

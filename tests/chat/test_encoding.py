@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baleen.chat import ChatFormatError, Message, encode, segments
-from baleen.chat.markup import BOS, EOS, SPECIAL_TOKENS
+from baleen.chat.markup import BOS, EOS, SPECIAL_TOKENS, TOOLS_AFTER, TOOLS_BEFORE
 
 DATA = Path(__file__).parent / "data"
 
@@ -104,10 +104,25 @@ def test_an_earlier_developer_message_keeps_its_place():
     )
 
 
-@pytest.mark.parametrize("content", [None, "", " \n"])
-def test_blank_content_beside_calls_is_none(content):
-    bare = [USER, calling(call("f", x=1), reasoning_content="R")]
-    assert encode([USER, {**bare[1], "content": content}]) == encode(bare)
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("content", [None, "", "\n", " \n"])
+def test_blank_content_beside_calls_is_none(content, thinking):
+    bare = [USER, calling(call("f", "a", x=1), reasoning_content="R"), result("1", "a")]
+    blank = [USER, {**bare[1], "content": content}, bare[2]]
+    assert encode(blank, thinking=thinking) == encode(bare, thinking=thinking)
+    assert encode(blank[:2], thinking=thinking) == encode(bare[:2], thinking=thinking)
+
+
+def test_reasoning_is_another_name_of_reasoning_content_which_wins():
+    meant = encode([USER, {"role": "assistant", "content": "A", "reasoning_content": "R"}])
+    for fields in (
+        {"reasoning": "R"},
+        {"reasoning": "R", "reasoning_content": None},
+        {"reasoning": "other", "reasoning_content": "R"},
+        {"reasoning": {"effort": "high"}, "reasoning_content": "R", "thinking": "other"},
+    ):
+        assert encode([USER, {"role": "assistant", "content": "A", **fields}]) == meant
+    assert Message(role="assistant", reasoning="R").reasoning_content == "R"
 
 
 def test_dicts_as_clients_send_them_mean_the_same_as_messages():
@@ -133,11 +148,76 @@ def test_tools_open_the_conversation_even_without_a_system_message():
         encode([{"role": "system", "tools": tools}, USER], [{"type": "function", "function": {"name": "g"}}])
 
 
+@pytest.mark.parametrize("function", [{}, {"name": None}, {"name": ""}, {"name": 1}])
+def test_a_tool_without_a_name_is_a_typed_error(function):
+    with pytest.raises(ChatFormatError, match="needs a name"):
+        encode([USER], [{"type": "function", "function": function}])
+    with pytest.raises(ChatFormatError, match="needs a name"):
+        encode([{"role": "system", "tools": [{"function": function}]}, USER])
+
+
 def test_a_response_format_follows_the_system_message():
     text = encode([{"role": "system", "content": "S", "response_format": {"type": "object"}}, USER])
     assert text.startswith(
         f'{BOS}S\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n{{"'
     )
+
+
+TOOL = {"type": "function", "function": {"name": "查询", "parameters": {"type": "object", "properties": {}}}}
+TOOL_LINE = '{"name": "查询", "parameters": {"type": "object", "properties": {}}}'
+FORMAT = {"type": "json_schema", "json_schema": {"title": "天气"}}
+FORMAT_TEXT = (
+    "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n"
+    '{"type": "json_schema", "json_schema": {"title": "天气"}}'
+)
+
+
+def test_tools_and_response_format_stand_in_this_order_on_system_and_developer_messages():
+    tools_text = "\n\n" + TOOLS_BEFORE + TOOL_LINE + TOOLS_AFTER
+    system = {"role": "system", "content": "你是助手。", "tools": [TOOL], "response_format": FORMAT}
+    developer = {"role": "developer", "content": "搜索", "tools": [TOOL], "response_format": FORMAT}
+    assert encode([system, USER]) == (f"{BOS}你是助手。{tools_text}{FORMAT_TEXT}<｜User｜>Q<｜Assistant｜><think>")
+    for thinking, tag in ((True, "<think>"), (False, "</think>")):
+        assert encode([developer], thinking=thinking) == (
+            f"{BOS}<｜User｜>{tools_text}{FORMAT_TEXT}\n\n# The user's message is: 搜索<｜Assistant｜>{tag}"
+        )
+
+
+def test_several_rounds_of_parallel_calls_to_the_byte_in_both_modes():
+    messages = [
+        {"role": "user", "content": "天气？"},
+        calling(call("查询", "a", 城市="北京"), call("查询", "b", n=[1, "二"]), content="好", reasoning_content="先"),
+        result("雪", "b"),
+        result("晴", "a"),
+        calling(call("查询", "c"), reasoning_content="再"),
+        result("", "c"),
+        {"role": "assistant", "content": "完", "reasoning_content": "够了"},
+    ]
+
+    def expected(first, second, third, after):
+        return (
+            f"{BOS}<｜User｜>天气？<｜Assistant｜>{first}好\n\n<｜DSML｜function_calls>\n"
+            '<｜DSML｜invoke name="查询">\n<｜DSML｜parameter name="城市" string="true">北京</｜DSML｜parameter>\n'
+            '</｜DSML｜invoke>\n<｜DSML｜invoke name="查询">\n<｜DSML｜parameter name="n" string="false">[1, "二"]'
+            f"</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>{EOS}\n\n<function_results>\n"
+            f"<result>晴</result>\n<result>雪</result>\n</function_results>\n\n{second}\n\n<｜DSML｜function_calls>\n"
+            f'<｜DSML｜invoke name="查询">\n\n</｜DSML｜invoke>\n</｜DSML｜function_calls>{EOS}\n\n<function_results>\n'
+            f"<result></result>\n</function_results>\n\n{third}完{EOS}{after}"
+        )
+
+    kept = ("<think>先</think>", "<think>再</think>", "<think>够了</think>")
+    gone = ("</think>",) * 3
+    assert encode(messages) == expected(*kept, "")
+    assert encode(messages, thinking=False) == expected(*gone, "")
+    assert encode([*messages, USER]) == expected(*gone, "<｜User｜>Q<｜Assistant｜><think>")
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_conversation_in_parts_is_the_whole_text_wherever_reasoning_is_not_dropped_between(thinking):
+    turn = [USER, PAIR, result("1", "a"), result("2", "b"), {"role": "assistant", "content": "A"}]
+    for cut in (1, 2, 4):
+        whole = encode(turn, [TOOL], thinking)
+        assert encode(turn[:cut], [TOOL], thinking) + encode(turn[cut:], [TOOL], thinking, turn[:cut]) == whole
 
 
 def test_context_is_taken_into_account_but_not_written_again():

@@ -69,6 +69,26 @@ def test_a_turn_comes_back_as_it_was_written(reasoning, content, calls, thinking
     parsed = parse(completion, thinking)
     assert parsed.to_message() == turn
     assert parsed.faults == ()
+    assert encode([USER, parsed.to_message()], thinking=thinking).endswith(completion)
+
+
+def joined(deltas):
+    """Name and arguments of every call that was begun, put together as a client does it: by index."""
+    calls = {}
+    for piece in (piece for delta in deltas for piece in delta.tool_calls):
+        assert (piece.name is None) == (piece.index in calls)
+        name, arguments = calls.get(piece.index, (piece.name, ""))
+        calls[piece.index] = name, arguments + piece.arguments
+    assert list(calls) == list(range(len(calls)))
+    return list(calls.values())
+
+
+def is_json(text):
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 @settings(max_examples=400)
@@ -83,7 +103,11 @@ def test_every_way_of_cutting_the_text_gives_the_same_message(text, thinking, cu
         assert parser.finish() == whole
         assert "".join(delta.reasoning_content for delta in deltas) == (whole.reasoning_content or "")
         assert "".join(delta.content for delta in deltas) == (whole.content or "")
-        assert tuple(call for delta in deltas for call in delta.tool_calls) == whole.tool_calls
+        shown = joined(deltas)
+        assert [call for call in shown if is_json(call[1])] == [
+            (call.function.name, call.function.arguments) for call in whole.tool_calls
+        ]
+        assert parser.unfinished_call == (len(shown) > len(whole.tool_calls))
 
 
 @settings(max_examples=400)
@@ -201,19 +225,28 @@ def test_turn_tags_in_an_answer_are_text_with_a_fault():
     assert parsed.faults == (Fault.STRAY_MARKUP,)
 
 
+@pytest.mark.parametrize("thinking", [False, True])
 @pytest.mark.parametrize(
     "text",
     [
+        " \n" * 50_000,
+        "<" * 100_000,
+        f"<{DSML}" * 10_000,
+        CALLS_OPEN * 5_000,
+        f'<{DSML}invoke name="f">' * 5_000,
+        f'{INVOKE[:-20]}<{DSML}parameter name="y" string="true">' + f"a{EOS}" * 10_000,
+        f'{INVOKE[:-20]}<{DSML}parameter name="y" string="false">' + "[" * 100_000,
+        f'{CALLS_CLOSE}{CALLS_OPEN}<{DSML}invoke name="f"><{DSML}parameter name="x" string="true">' * 1_000,
         f'<{DSML}invoke name="f"><{DSML}parameter name="x">' * 2000,
         f'<{DSML}parameter name="x' * 4000,
         (INVOKE + f"</{DSML}parameter>") * 1000 + f'<{DSML}invoke name="f"><{DSML}parameter name="x' * 1000,
     ],
 )
-def test_hostile_text_takes_no_more_than_seconds(text):
+def test_hostile_text_takes_no_more_than_seconds(text, thinking):
     start = time.monotonic()
-    parser = StreamParser(thinking=False)
-    parser.feed(CALLS_OPEN)
-    for place in range(0, len(text), 50):
-        parser.feed(text[place : place + 50])
+    parse(CALLS_OPEN + text * 3, thinking)
+    parser = StreamParser(thinking)
+    for chunk in (CALLS_OPEN, *text):
+        parser.feed(chunk)
     parser.finish()
     assert time.monotonic() - start < 10

@@ -127,7 +127,7 @@ def test_the_cache_has_the_published_bytes():
 @pytest.mark.parametrize("changes", [{}, {"model_type": "deepseek_v3"}])
 def test_the_cache_is_that_of_the_engine(changes):
     config = ModelConfig(**(tiny.TINY | changes))
-    cache = LatentCache(config, slots=2, max_tokens=10, dtype=torch.bfloat16)
+    cache = LatentCache(config, pages=2, page_tokens=10, dtype=torch.bfloat16)
     held = sum(part.nbytes for layer in cache.layers for part in vars(layer).values())
     assert held == 2 * 10 * cache_bytes_per_token(config)
 

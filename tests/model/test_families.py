@@ -123,7 +123,7 @@ def test_a_checkpoint_of_transformers_says_the_same_here(case, yarn, tmp_path):
     cache = LatentCache(ours.config, 2, 40, torch.float32)
     for end in (7, 20, *range(21, 41)):
         start = 0 if end == 7 else 7 if end == 20 else end - 1
-        view = CacheView(cache, torch.arange(2), torch.arange(start, end).expand(2, -1), end)
+        view = CacheView.plain(cache, range(2), start, end)
         logits = ours(IDS[:, start:end], cache=view).logits
         torch.testing.assert_close(logits, expected[:, start:end], atol=2e-5, rtol=0)
     mask = torch.ones(2, 40, dtype=torch.long)

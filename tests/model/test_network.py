@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baleen.model.cache import CacheView, LatentCache
+from baleen.model.cache import CacheView, FlatView, LatentCache
 from baleen.model.prefill import prefill
 from tiny import tiny_model
 
@@ -19,8 +19,7 @@ def through_the_cache(model, cuts, slots=(0, 1), sparse=None):
     cache = LatentCache(model.config, 3, 64, torch.float32)
     parts, start = [], 0
     for end in cuts:
-        positions = torch.arange(start, end).expand(2, -1)
-        view = CacheView(cache, torch.tensor(slots), positions, end)
+        view = CacheView.plain(cache, slots, start, end)
         parts.append(model(IDS[:, start:end], cache=view, sparse=sparse).logits)
         start = end
     return torch.cat(parts, 1)
@@ -57,7 +56,7 @@ def test_prefill_chunks_decoding_and_any_batch_select_the_same_tokens_and_say_th
     cache = LatentCache(model.config, 4, 44, torch.float32)
     start = 0
     for end in sorted({*cuts, 42, 43, 44}):
-        view = CacheView(cache, torch.tensor(chosen), torch.arange(start, end).expand(rows, -1), end)
+        view = CacheView.plain(cache, chosen, start, end)
         part = model(ids[chosen, start:end], cache=view)
         for place, row in enumerate(chosen):
             expected = whole[row].logits[0, start:end]
@@ -95,7 +94,7 @@ def test_the_second_prediction_through_the_cache_drafts_what_it_drafts_over_the_
     cache = LatentCache(model.config, 2, 44, torch.float32, drafts=True)
     start, parts = 0, []
     for end in cuts:
-        view = CacheView(cache, torch.arange(2), torch.arange(start, end).expand(2, -1), end)
+        view = CacheView.plain(cache, range(2), start, end)
         out = model(IDS[:, start:end], cache=view)
         context = model.context((2, end - start), cache=view)
         parts.append(model.predict_second(out.hidden, IDS[:, start + 1 : end + 1], context)[0])
@@ -109,21 +108,44 @@ def test_a_whole_forward_selects_what_decoding_selects():
     model = tiny_model()
     recorded = model(IDS)
     cache = LatentCache(model.config, 2, 64, torch.float32)
-    model(IDS[:, :-1], cache=CacheView(cache, torch.arange(2), torch.arange(43).expand(2, -1), 43))
-    last = model(IDS[:, -1:], cache=CacheView(cache, torch.arange(2), torch.full((2, 1), 43), 44))
+    model(IDS[:, :-1], cache=CacheView.plain(cache, range(2), 0, 43))
+    last = model(IDS[:, -1:], cache=CacheView.plain(cache, range(2), 43, 44))
     for whole, decoded in zip(recorded.selected, last.selected, strict=True):
         assert torch.equal(whole[:, -1], decoded[:, 0])
 
 
 @torch.no_grad()
-def test_a_copied_prefix_serves_another_sequence():
+def test_pages_shared_between_sequences_serve_both():
     model = tiny_model()
-    cache = LatentCache(model.config, 2, 64, torch.float32)
-    model(IDS[:1], cache=CacheView(cache, torch.tensor([0]), torch.arange(44)[None], 44))
-    cache.copy_prefix(0, 1, 30)
+    cache = LatentCache(model.config, 9, 10, torch.float32)
+    tables = torch.tensor([[3, 1, 8, 0, 2], [3, 1, 8, 5, 7]])
+    model(IDS[:1], cache=CacheView(cache, tables[:1], torch.arange(44)[None], 44))
     tail = torch.cat((IDS[:1, :30], IDS[1:, 30:]), 1)
-    out = model(tail[:, 30:], cache=CacheView(cache, torch.tensor([1]), torch.arange(30, 44)[None], 44))
+    out = model(tail[:, 30:], cache=CacheView(cache, tables[1:], torch.arange(30, 44)[None], 44))
     torch.testing.assert_close(out.logits, model(tail).logits[:, 30:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@torch.no_grad()
+def test_a_flat_list_of_new_tokens_of_several_sequences_says_what_each_says_alone(sparse):
+    model = tiny_model()
+    cache = LatentCache(model.config, 12, 8, torch.float32)
+    tables = torch.tensor([[4, 2, 9, 0, 6, 11], [1, 3, 5, 7, 8, 10]])
+    whole = model(IDS, sparse=sparse)
+    start = [0, 0]
+    for lengths in ([30, 7], [1, 1], [13, 36 - 14]):
+        parts, new = [], []
+        for row, count in enumerate(lengths):
+            positions = torch.arange(start[row], start[row] + count)[None]
+            parts.append((tables[row : row + 1].numpy(), positions.numpy()))
+            new.append(IDS[row, start[row] : start[row] + count])
+        out = model(torch.cat(new)[None], cache=FlatView(cache, parts), sparse=sparse)
+        begin = 0
+        for row, count in enumerate(lengths):
+            expected = whole.logits[row, start[row] : start[row] + count]
+            torch.testing.assert_close(out.logits[0, begin : begin + count], expected, atol=1e-5, rtol=0)
+            start[row] += count
+            begin += count
 
 
 @torch.no_grad()

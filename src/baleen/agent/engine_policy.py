@@ -16,7 +16,7 @@ from baleen.chat.messages import Message, ToolSpec
 from baleen.chat.parser import parse
 from baleen.chat.tokenizer import Tokenizer
 from baleen.engine.engine import Engine
-from baleen.engine.sampler import SamplingParams
+from baleen.engine.params import SamplingParams
 from baleen.engine.sequence import Sequence as Running
 
 

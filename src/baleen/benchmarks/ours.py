@@ -92,7 +92,7 @@ def decode_cost(*, lengths: list[int], tokens: int, dtype: str, compute: str, qu
         for step in range(ids.shape[1]):
             began = time.perf_counter()
             place = length + step
-            view = CacheView(cache, torch.tensor([0]), torch.tensor([[place]]), place + 1)
+            view = CacheView.plain(cache, [0], place, place + 1)
             model.lm_head(model(ids[:, step : step + 1], cache=view, logits=False).hidden[:, -1:])
             seconds.append(time.perf_counter() - began)
         result["seconds"][str(length)] = seconds[DECODE_WARMUP:]

@@ -8,9 +8,10 @@ all of that is accepted, nothing of it changes the meaning.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -49,6 +50,13 @@ class ToolSpec(BaseModel):
     type: Literal["function"] = "function"
     function: dict[str, Any]
 
+    @field_validator("function")
+    @classmethod
+    def _has_a_name(cls, function: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(function.get("name"), str) or not function["name"]:
+            raise ValueError("a tool's function needs a name")
+        return function
+
     @property
     def name(self) -> str:
         """The function's name."""
@@ -68,3 +76,12 @@ class Message(BaseModel):
     name: str | None = None
     tools: list[ToolSpec] = Field(default_factory=list)
     response_format: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_reasoning(cls, fields: Any) -> Any:
+        """Clients and servers of other models say `reasoning` for the same text; `reasoning_content` wins."""
+        if not isinstance(fields, Mapping) or fields.get("reasoning_content") is not None:
+            return fields
+        reasoning = fields.get("reasoning")
+        return {**fields, "reasoning_content": reasoning} if isinstance(reasoning, str) else fields

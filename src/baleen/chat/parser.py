@@ -1,9 +1,9 @@
 """Text to message: reads a completion, whole or while it streams.
 
 A completion is what follows the generation prompt, so in thinking mode it begins inside the reasoning. One state
-machine reads it (reasoning, answer, calls, done); it decides only on complete tags and holds back every beginning of
-one, so any way of cutting the text into chunks gives the same message. The model's text never raises and is never lost:
-what cannot be read is content, with a `Fault`.
+machine reads it (reasoning, answer, calls, done; within a block of calls `calls.py` goes on). It decides only on
+complete tags and holds back every beginning of one, so any way of cutting the text into chunks gives the same message.
+The model's text never raises and is never lost: what cannot be read is content, with a `Fault`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import groupby
 from typing import Any
 
 from baleen.chat import markup
-from baleen.chat.calls import Fault, read_calls
+from baleen.chat.calls import CallDelta, CallsReader, Fault
 from baleen.chat.conversation import read_tools
+from baleen.chat.declared import declared
 from baleen.chat.messages import Message, ToolCall, ToolSpec
+from baleen.chat.pending import Pending, Tags
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,11 @@ class ParsedMessage:
 
 @dataclass(frozen=True)
 class Delta:
-    """What became certain with one chunk."""
+    """What became certain with one chunk. `tool_calls` are pieces of calls; see `CallDelta`."""
 
     reasoning_content: str = ""
     content: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[CallDelta, ...] = ()
 
 
 def parse(
@@ -60,21 +63,27 @@ class StreamParser:
     """Reads a completion chunk by chunk. `feed` gives what became certain, `flush` the rest, `finish` the message."""
 
     def __init__(self, thinking: bool = True, tools: Iterable[ToolSpec | Mapping[str, Any]] | None = None) -> None:
-        self._known = None if tools is None else {tool.name for tool in read_tools(tools)}
+        self._tools = None if tools is None else {tool.name: declared(tool) for tool in read_tools(tools)}
         self._state = _State.REASONING if thinking else _State.ANSWER
-        self._pending = ""  # text that is not understood yet
-        self._searched = 0  # no tag that the state waits for begins in pending before this
-        self._opening = ""  # the raw opening of the current block of calls
-        self._blank = ""  # white space that counts only if text follows it, or if there are no calls
+        self._pending = Pending()
+        self._block = CallsReader(self._pending, self._tools or {})
+        self._newlines = ""  # at the end of what was read; they belong to the opening if a block of calls follows
+        self._held: list[str] = []  # what follows the opening of calls within reasoning, or the end of the turn
+        self._blank: list[str] = []  # white space that counts only if text follows it, or if there are no calls
         self._spoke = False  # whether content other than white space stands since the last block of calls
         self._reasoning: list[str] = []
         self._content: list[str] = []
         self._calls: list[ToolCall] = []
         self._faults: set[Fault] = set()
 
+    @property
+    def unfinished_call(self) -> bool:
+        """Whether the deltas showed the beginning of a call that never closed, so that the message does not have it."""
+        return self._block.unfinished
+
     def feed(self, chunk: str) -> Delta:
         """Takes the next piece of text."""
-        self._pending += chunk
+        self._pending.add(chunk)
         return self._advance(final=False)
 
     def flush(self) -> Delta:
@@ -85,10 +94,10 @@ class StreamParser:
         """The message. No text may be fed afterwards."""
         self.flush()
         reasoning, content = "".join(self._reasoning), "".join(self._content)
-        faults = set(self._faults)
+        faults = self._faults | self._block.faults
         if self._state is not _State.DONE:
             faults.add(Fault.MISSING_END)
-        if self._known is not None and any(call.function.name not in self._known for call in self._calls):
+        if self._tools is not None and any(call.function.name not in self._tools for call in self._calls):
             faults.add(Fault.UNKNOWN_TOOL)
         if any(tag in reasoning or tag in content for tag in _TURN_TAGS):
             faults.add(Fault.STRAY_MARKUP)
@@ -100,9 +109,10 @@ class StreamParser:
         )
 
     def _advance(self, final: bool) -> Delta:
-        before = len(self._reasoning), len(self._content), len(self._calls)
+        reasoning, content = len(self._reasoning), len(self._content)
         steps = {
             _State.REASONING: self._read_reasoning,
+            _State.HELD: self._read_held,
             _State.ANSWER: self._read_answer,
             _State.CALLS: self._read_calls,
             _State.DONE: self._read_rest,
@@ -110,141 +120,130 @@ class StreamParser:
         while steps[self._state](final):
             pass
         if final and not self._calls:
-            self._content.append(self._blank)
-            self._blank = ""
+            self._content += self._blank
+            self._blank.clear()
+        shown, self._block.shown = self._block.shown, []
         return Delta(
-            reasoning_content="".join(self._reasoning[before[0] :]),
-            content="".join(self._content[before[1] :]),
-            tool_calls=tuple(self._calls[before[2] :]),
+            reasoning_content="".join(self._reasoning[reasoning:]),
+            content="".join(self._content[content:]),
+            tool_calls=_merged(shown),
         )
 
     def _read_reasoning(self, final: bool) -> bool:
-        position, tag = self._find(markup.THINK_END, markup.EOS)
-        calls = self._pending.find(markup.CALLS_OPEN)
-        if tag == markup.THINK_END:
-            self._reasoning.append(self._take(position))
-            self._enter(_State.ANSWER, skip=tag)
+        text, tag = self._take_text(_REASONING, final)
+        self._reasoning.append(text)
+        if tag == markup.CALLS_OPEN:
+            self._held.append(self._take_newlines() + tag)
+            self._state = _State.HELD
             return True
         if tag is None and not final:
-            # Calls within reasoning are held: they are calls if the reasoning never closes, and reasoning if it does.
-            self._reasoning.append(self._take(_certain(self._pending) if calls < 0 else self._before_calls(calls)))
             return False
-        end = len(self._pending) if tag is None else position
-        self._faults.add(Fault.MISSING_THINK_END)
-        self._reasoning.append(self._take(self._before_calls(calls) if 0 <= calls < end else end))
-        self._enter(_State.ANSWER)
+        self._reasoning.append(self._take_newlines())
+        if tag != markup.THINK_END:
+            self._faults.add(Fault.MISSING_THINK_END)
+            self._pending.put_back(tag or "")
+        self._state = _State.ANSWER
+        return True
+
+    def _read_held(self, final: bool) -> bool:
+        """Calls within reasoning: they are calls if the reasoning never closes, and reasoning if it does."""
+        text, tag = self._pending.take(_HELD, final)
+        self._held.append(text)
+        if tag is None and not final:
+            return False
+        if tag == markup.THINK_END:
+            self._reasoning += self._held
+        else:
+            self._faults.add(Fault.MISSING_THINK_END)
+            self._pending.put_back("".join(self._held) + (tag or ""))
+        self._held.clear()
+        self._state = _State.ANSWER
         return True
 
     def _read_answer(self, final: bool) -> bool:
-        position, tag = self._find(markup.CALLS_OPEN, markup.EOS)
-        if tag is None:
-            self._say(self._take(len(self._pending) if final else _certain(self._pending)))
-            return False
-        if tag == markup.EOS:
-            self._say(self._take(position))
-            self._enter(_State.DONE, skip=tag)
+        text, tag = self._take_text(_ANSWER, final)
+        self._say(text)
+        if tag == markup.CALLS_OPEN:
+            if self._calls:
+                self._faults.add(Fault.TEXT_AFTER_CALLS)
+            self._block.open(self._take_newlines() + tag)
+            self._state = _State.CALLS
             return True
-        if self._calls:
-            self._faults.add(Fault.TEXT_AFTER_CALLS)
-        self._say(self._take(self._before_calls(position)))
-        self._opening = self._take(self._pending.find(tag) + len(tag))
-        self._enter(_State.CALLS)
+        if tag is None and not final:
+            return False
+        self._say(self._take_newlines())
+        if tag is None:
+            return False
+        self._state = _State.DONE
         return True
 
     def _read_calls(self, final: bool) -> bool:
-        """Finds the end of the block. Inside a parameter only the parameter's own end is a tag."""
-        while True:
-            position, tag = self._find(markup.PARAMETER_OPEN, markup.CALLS_CLOSE, markup.EOS)
-            if tag == markup.PARAMETER_OPEN:
-                close = self._pending.find(markup.PARAMETER_CLOSE, position)
-                if close < 0 and not final:
-                    self._searched = position
-                    return False
-                self._searched = close if close >= 0 else position + len(tag)
-                continue
-            if tag is None and not final:
-                return False
-            body = self._take(len(self._pending) if tag is None else position)
-            closing = tag if tag == markup.CALLS_CLOSE else ""
-            self._close_block(body, closing)
-            self._enter(_State.ANSWER, skip=closing)
+        block = self._block.read(final)
+        if block is None:
+            return False
+        self._state = _State.DONE if block.ending == markup.EOS else _State.ANSWER
+        if not block.calls:
+            self._say(block.leftover)
             return True
-
-    def _close_block(self, body: str, closing: str) -> None:
-        reading = read_calls(body)
-        self._faults |= reading.faults
-        if not closing:
-            self._faults.add(Fault.TRUNCATED_CALL)
-        if not reading.calls:
-            if closing:
-                self._faults.add(Fault.MALFORMED_CALL)
-            self._say(self._opening + body + closing)
-            return
-        self._calls += reading.calls
-        self._content.append(reading.leftover)
-        self._blank = ""
+        self._calls += block.calls
+        self._content.append(block.leftover)
+        self._blank.clear()
         self._spoke = False
+        return True
 
     def _read_rest(self, final: bool) -> bool:
-        if final and self._pending.strip():
+        self._held.append(self._pending.take_rest())
+        rest = "".join(self._held) if final else ""
+        if rest.strip():
             self._faults.add(Fault.TEXT_AFTER_END)
-            self._say(self._take(len(self._pending)))
+            self._say(rest)
+            self._held.clear()
         return False
 
     def _say(self, text: str) -> None:
         """Adds content. White space beside calls is no content, so it waits until text follows."""
-        if not self._spoke:
-            text, self._blank = self._blank + text, ""
-            if not text.strip():
-                self._blank = text
-                return
+        if self._spoke:
+            self._content.append(text)
+        elif not text.strip():
+            self._blank.append(text)
+        else:
+            self._content += [*self._blank, text]
+            self._blank.clear()
             self._spoke = True
             if self._calls:
                 self._faults.add(Fault.TEXT_AFTER_CALLS)
-        self._content.append(text)
 
-    def _find(self, *tags: str) -> tuple[int, str | None]:
-        """The first complete tag in the pending text, or None; what was searched in vain is not searched again."""
-        found = [(position, tag) for tag in tags if (position := self._pending.find(tag, self._searched)) >= 0]
-        if found:
-            return min(found)
-        self._searched = max(self._searched, len(self._pending) - _LONGEST_TAG)
-        return -1, None
+    def _take_text(self, tags: Tags, final: bool) -> tuple[str, str | None]:
+        """The text before the next tag without its last two newlines, which wait, and the tag."""
+        text, tag = self._pending.take(tags, final)
+        text = self._newlines + text
+        end = max(len(text.rstrip("\n")), len(text) - 2)
+        self._newlines = text[end:]
+        return text[:end], tag
 
-    def _take(self, length: int) -> str:
-        text, self._pending = self._pending[:length], self._pending[length:]
-        self._searched = max(0, self._searched - length)
-        return text
+    def _take_newlines(self) -> str:
+        newlines, self._newlines = self._newlines, ""
+        return newlines
 
-    def _enter(self, state: _State, skip: str = "") -> None:
-        self._pending = self._pending[len(skip) :]
-        self._searched = 0
-        self._state = state
 
-    def _before_calls(self, position: int) -> int:
-        """Where the text before a block ends: the block's opening includes the two newlines before its tag."""
-        return position - 2 if self._pending[:position].endswith("\n\n") else position
+def _merged(pieces: list[CallDelta]) -> tuple[CallDelta, ...]:
+    """Neighbouring pieces of the same call as one."""
+    merged = []
+    for index, group in groupby(pieces, key=lambda piece: piece.index):
+        ours = list(group)
+        merged.append(CallDelta(index, ours[0].name, "".join(piece.arguments for piece in ours)))
+    return tuple(merged)
 
 
 class _State(Enum):
     REASONING = auto()
+    HELD = auto()
     ANSWER = auto()
     CALLS = auto()
     DONE = auto()
 
 
 _TURN_TAGS = (markup.BOS, markup.USER, markup.ASSISTANT, markup.THINK, markup.THINK_END)
-_HELD_TAGS = (markup.THINK_END, markup.EOS, markup.CALLS_OPEN)
-_LONGEST_TAG = max(map(len, (*_HELD_TAGS, markup.PARAMETER_OPEN, markup.CALLS_CLOSE)))
-
-
-def _certain(text: str) -> int:
-    """The length of the text that is surely not the beginning of a tag, nor the newlines before a block of calls."""
-    end = len(text)
-    start = text.rfind("<", max(0, end - _LONGEST_TAG))
-    if start >= 0 and any(tag.startswith(text[start:]) for tag in _HELD_TAGS):
-        end = start
-    for _ in range(2):
-        if text[:end].endswith("\n"):
-            end -= 1
-    return end
+_REASONING = Tags(markup.THINK_END, markup.EOS, markup.CALLS_OPEN)
+_HELD = Tags(markup.THINK_END, markup.EOS)
+_ANSWER = Tags(markup.CALLS_OPEN, markup.EOS)

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +129,10 @@ class Tokenizer:
         """The text of `ids`. Bytes that are not UTF-8 come out as the replacement character."""
         return str(self._special.decode(list(ids), skip_special_tokens=skip_special))
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token; joined over ids they are the UTF-8 of what `decode` gives. An unknown id has none."""
+        return self._bytes.get(token_id, b"")
+
     @property
     def vocab_size(self) -> int:
         """The number of ids, special tokens included."""
@@ -136,6 +140,12 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return self.vocab_size
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        """Every token as bytes: made once, because a stream asks for one with every token that is sampled."""
+        letters = _byte_letters()
+        return {number: _as_bytes(token, letters) for token, number in self._special.get_vocab().items()}
 
     def _encode(self, text: str, special: bool) -> tuple[int, ...]:
         backend = self._special if special else self._plain
@@ -163,6 +173,20 @@ def _ordinary_text(texts: Iterable[str]) -> Iterator[str]:
     spellings = re.compile("|".join(map(re.escape, (*FIXED_TEXTS, *SPECIAL_TOKENS))))
     for text in texts:
         yield from filter(None, spellings.split(_without_surrogates(text)))
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters in which byte-level vocabularies spell bytes: printable Latin-1 as itself, the others from U+0100."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def _as_bytes(token: str, letters: dict[str, int]) -> bytes:
+    """An added token is written with its own characters, some of which are no letters of bytes."""
+    if all(letter in letters for letter in token):
+        return bytes(letters[letter] for letter in token)
+    return token.encode("utf-8")
 
 
 def _joined(segments: Iterable[Segment]) -> Iterator[Segment]:

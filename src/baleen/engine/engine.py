@@ -1,14 +1,15 @@
-"""Tokens in, tokens out: continuous batching over a cache of latents, with shared prefixes computed once.
+"""Tokens in, tokens out: continuous batching over a paged cache of latents and index keys.
 
-Requests wait until a slot is free; `step` admits what it can, prefills it and samples one token for every running
-sequence. A new prompt takes over the longest prefix that any slot holds (its own earlier turn, the same tools block in
-another episode, its group's common prompt), copied, never recomputed. New weights empty the cache.
+Four nouns. A `Sequence` is one request; the `PagePool` shares, finds and evicts pages; the `Scheduler` chooses what a
+step runs; the `Runner` runs it as one flat list. `step` then samples one token for every sequence whose tokens are all
+in the cache, and with drafting perhaps a second one. A sequence's tokens and log-probabilities do not depend on what
+else is in the batch, on pages, chunks, cached prefixes, preemption or drafts: in fp32 on a CPU to the last bit.
 """
-
-# B = running slots, T = new tokens
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import replace
@@ -16,255 +17,280 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from baleen.engine.sampler import SamplingParams, draw
-from baleen.engine.sequence import Generation, Sequence, SlotRecord, trace_of
-from baleen.model.cache import CacheView, LatentCache
-from baleen.model.network import Model, Output
-
-PREFILL_TOKENS = 4096
-"""New tokens of one prefill forward, padding included; bounds its memory."""
-
-WORTH_WAITING = 16
-"""A prompt waits for another one's prefill when it then shares at least this many tokens more."""
-
-
-class EngineError(ValueError):
-    """A request that can never run, and why."""
+from baleen.chat.grammar import GrammarError
+from baleen.chat.text_stream import TextStream
+from baleen.chat.tokenizer import Tokenizer
+from baleen.engine.grammar import Grammar
+from baleen.engine.pages import PagePool
+from baleen.engine.params import EngineError, EngineOptions, SamplingParams
+from baleen.engine.recorder import Recorder
+from baleen.engine.runner import Forward, Runner
+from baleen.engine.sampler import draw
+from baleen.engine.scheduler import Scheduler
+from baleen.engine.sequence import Generation, Sequence
+from baleen.engine.trace import Trace, join_kept
+from baleen.model.cache import LatentCache
+from baleen.model.network import Model
 
 
 class Engine:
-    """Generates with `model`. `slots` sequences run at once, of up to `max_tokens` tokens each.
+    """Generates with `model`. Without a tokenizer there are no stop texts and no grammars.
 
-    While others run, requests are admitted every `admit_every` steps: 1 answers soonest; many episodes, whose turns end
-    one by one, get through faster when their prompts are prefilled a few together.
+    Raises `EngineError` when the memory budget holds no sequence at all.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        tokenizer: object,
-        *,
-        slots: int = 64,
-        max_tokens: int | None = None,
-        admit_every: int = 1,
-    ) -> None:
-        self.model, self.tokenizer, self.admit_every = model, tokenizer, admit_every
-        self.steps = 0
-        self.max_tokens = max_tokens or min(model.config.max_position_embeddings, 2048)
-        self.cache = LatentCache(model.config, slots, self.max_tokens, model.compute_dtype)
-        self.version = 0
+    def __init__(self, model: Model, tokenizer: Tokenizer | None, options: EngineOptions | None = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.options = options or EngineOptions()
         config = model.config
-        moe, layers = len(config.moe_layers), config.num_hidden_layers
-        self.records = [
-            SlotRecord(
-                np.zeros(self.max_tokens, np.int32),
-                np.zeros((self.max_tokens, moe, config.num_experts_per_tok), np.int16),
-                np.full((self.max_tokens, layers, config.index_topk), -1, np.int16),
+        self.drafts = self.options.drafts
+        if self.drafts and model.mtp is None:
+            raise EngineError("this model has no multi-token-prediction layer to draft with: leave drafts off")
+        self.max_tokens = self.options.max_tokens or config.max_position_embeddings
+        page_tokens = self.options.page_tokens
+        self.token_bytes = LatentCache.token_bytes(config, model.compute_dtype, drafts=self.drafts)
+        if self.options.traces:
+            self.token_bytes += Recorder.token_bytes(config, self.max_tokens)
+        self.memory_bytes = self._budget()
+        pages = 1 + self.memory_bytes // (self.token_bytes * page_tokens)
+        if pages < 2:
+            raise EngineError(
+                f"memory_bytes {self.options.memory_bytes} holds no page of {page_tokens} tokens, "
+                f"{self.token_bytes} bytes each: give more"
             )
-            for _ in range(slots)
-        ]
-        self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
-        self.computed_tokens = 0
+        cache = LatentCache(config, pages, page_tokens, model.compute_dtype, drafts=self.drafts)
+        self.recorder = Recorder(config, pages, page_tokens, self.max_tokens) if self.options.traces else None
+        self.pool = PagePool(pages)
+        self.capacity = min(self.max_tokens, self.pool.total * page_tokens)
+        self.scheduler = Scheduler(self.pool, self.options)
+        self.runner = Runner(model, cache, self.recorder, self.drafts)
+        self.ends = frozenset(config.stop_token_ids)
+        self.version = 0
+        self.steps = 0
+        self.prompt_tokens = self.cached_tokens = self.generated_tokens = self.computed_tokens = 0
+        self.drafted_tokens = self.accepted_tokens = 0
 
     def generate(self, prompts: Many[Many[int]], params: SamplingParams | Many[SamplingParams]) -> list[Generation]:
-        """Completes every prompt; one `params` for all (each gets its own seed from it) or one each."""
+        """Completes every prompt, `params.n` times each. One `params` for all prompts (each gets its own seeds from
+        it), or one each."""
         if isinstance(params, SamplingParams):
-            params = [replace(params, seed=params.seed + index) for index in range(len(prompts))]
-        sequences = [self.submit(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+            one = params
+            params = [replace(one, seed=one.seed + index * one.n) for index in range(len(prompts))]
+        sequences = [
+            self.submit(prompt, replace(each, seed=each.seed + index, n=1))
+            for prompt, each in zip(prompts, params, strict=True)
+            for index in range(each.n)
+        ]
         while self.busy:
             self.step()
         return [sequence.generation for sequence in sequences if sequence.generation is not None]
 
     def submit(self, prompt: Many[int], params: SamplingParams) -> Sequence:
-        """Queues a request. Raises `EngineError` when it cannot fit."""
-        if not len(prompt):
+        """Queues a request. Raises `EngineError` when it can never run."""
+        ids = np.asarray(prompt, dtype=np.int64)
+        if not len(ids):
             raise EngineError("the prompt is empty: give at least one token")
-        if len(prompt) >= self.max_tokens:
-            raise EngineError(f"a prompt of {len(prompt)} tokens does not fit {self.max_tokens}: raise max_tokens")
-        sequence = Sequence(np.asarray(prompt, dtype=np.int32), params)
-        self.waiting.append(sequence)
+        if len(ids) >= self.capacity:
+            raise EngineError(
+                f"a prompt of {len(ids)} tokens does not fit {self.capacity}: raise max_tokens or the memory"
+            )
+        vocabulary = self.model.config.vocab_size
+        if ids.min() < 0 or ids.max() >= vocabulary:
+            raise EngineError(f"the prompt has ids outside the vocabulary of {vocabulary}")
+        named = [*params.stop_ids, *(token for token, _ in params.logit_bias)]
+        if any(not 0 <= token < vocabulary for token in named):
+            raise EngineError(f"stop_ids or logit_bias name ids outside the vocabulary of {vocabulary}")
+        if params.trace and self.recorder is None:
+            raise EngineError("this engine records no traces: build it with traces=True")
+        sequence = Sequence(ids.astype(np.int32), params, self.capacity, self.options.page_tokens)
+        self._prepare(sequence)
+        self.prompt_tokens += len(ids)
+        self.scheduler.waiting.append(sequence)
         return sequence
+
+    @property
+    def waiting(self) -> Many[Sequence]:
+        """Requests that have no place yet."""
+        return self.scheduler.waiting
+
+    @property
+    def running(self) -> Many[Sequence]:
+        """Requests that hold pages."""
+        return self.scheduler.running
 
     @property
     def busy(self) -> bool:
         """Whether anything waits or runs."""
-        return bool(self.waiting or self.running)
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    def stats(self) -> dict[str, float]:
+        """What runs, what is stored, and what was done so far."""
+        return {
+            "running": len(self.running),
+            "waiting": len(self.waiting),
+            "pages_total": self.pool.total,
+            "pages_used": self.pool.used,
+            "pages_cached": self.pool.cached,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "generated_tokens": self.generated_tokens,
+            "drafted_tokens": self.drafted_tokens,
+            "accepted_tokens": self.accepted_tokens,
+            "preemptions": self.scheduler.preemptions,
+            "steps": self.steps,
+            "version": self.version,
+        }
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Ends a request now; its pages are free. Does nothing when it has ended already."""
+        if sequence.finish_reason is None:
+            sequence.finish_reason = "abort"
+            self._finish(sequence)
 
     def weights_changed(self) -> None:
-        """Forgets all cached prefixes; the next tokens carry a new version."""
-        if self.busy:
-            raise EngineError("weights changed while sequences run: finish them first")
+        """Says that the model's parameters are others now. Nothing cached is used any more: what runs is computed anew
+        before its next token, which carries the new version."""
+        for sequence in reversed(list(self.scheduler.running)):
+            self.scheduler.preempt(sequence)
+        self.pool.forget_all()
         self.version += 1
-        for record in self.records:
-            record.length = 0
+
+    def forget_prefixes(self) -> None:
+        """Drops every cached beginning that nothing uses now."""
+        self.pool.forget_all()
 
     @torch.no_grad()
     def step(self, on_token: Callable[[Sequence, int], None] | None = None) -> list[Sequence]:
-        """Admits and prefills what fits, samples one token for every running sequence; returns those that ended."""
-        fresh: list[Sequence] = []
-        # Counted from the last time that nothing ran, so that a run which is taken up again does the same.
-        self.steps = self.steps + 1 if self.running else 0
-        admits = self.steps % self.admit_every == 0
-        while self.waiting and admits:
-            wave = self._admit()
-            if not wave:
-                break
-            logits = self._prefill(wave)
-            self._sample(wave, logits, on_token)
-            fresh += wave
-        new = {id(sequence) for sequence in fresh}
-        old = [sequence for sequence in self.running if sequence.finish_reason is None and id(sequence) not in new]
-        old.sort(key=lambda sequence: sequence.slot)
-        if old:
-            self._sample(old, self._decode(old), on_token)
-        ended = [sequence for sequence in self.running if sequence.finish_reason is not None]
+        """One forward and the tokens that follow from it; returns the sequences that ended."""
+        began = time.perf_counter()
+        spans = self.scheduler.plan()
+        if not spans:
+            return []
+        done = self.runner.forward(spans)
+        self.steps += 1
+        self.computed_tokens += sum(len(span.tokens) for span in spans)
+        self.scheduler.computed(spans)
+        ready = [place for place, span in enumerate(done.spans) if span.completes]
+        last = {place: done.first_row[place] + len(done.spans[place].tokens) - 1 for place in ready}
+        self._sample(done, {place: last[place] - done.spans[place].drafted for place in ready}, on_token)
+        # A draft that the sampler would have said: what follows it is known already.
+        right = [place for place in ready if self._accept(done, place)]
+        self._sample(done, {place: last[place] for place in right}, on_token)
+        if self.drafts:
+            self._draft(done, {p: last[p] - (done.spans[p].drafted and p not in right) for p in ready})
+        ended = [done.spans[place].sequence for place in ready if done.spans[place].sequence.finish_reason is not None]
         for sequence in ended:
             self._finish(sequence)
-        self.running = [sequence for sequence in self.running if sequence.finish_reason is None]
+        self.scheduler.observe(time.perf_counter() - began, spans)
         return ended
 
-    def _admit(self) -> list[Sequence]:
-        """Takes waiting requests that need not wait for one another's prefill, and copies their cached prefixes."""
-        wave: list[Sequence] = []
-        later: list[Sequence] = []
-        free = {slot for slot, record in enumerate(self.records) if not record.busy}
-        for index, sequence in enumerate(self.waiting):
-            if not free:
-                later += self.waiting[index:]
-                break
-            reach = [record.common_prefix(sequence.prompt) for record in self.records]
-            best = max(range(len(reach)), key=lambda slot: (reach[slot], not self.records[slot].busy, -slot))
-            siblings = (_common(sequence.prompt, other.prompt) for other in wave)
-            if max(siblings, default=0) >= reach[best] + WORTH_WAITING:
-                later.append(sequence)
-                continue
-            # The free slot that holds the least is given up, unless the best prefix lies in a free slot already.
-            slot = best if best in free and reach[best] > 0 else min(free, key=lambda s: (self.records[s].length, s))
-            if slot != best:
-                self.cache.copy_prefix(best, slot, reach[best])
-            self.records[slot].copy_prefix(self.records[best], reach[best])
-            self.records[slot].busy = True
-            free.remove(slot)
-            sequence.slot, sequence.reused = slot, reach[best]
-            wave.append(sequence)
-        self.waiting = later
-        self.running += wave
-        return wave
+    def _budget(self) -> int:
+        """Bytes that the cache may take."""
+        if self.options.memory_bytes is not None:
+            return self.options.memory_bytes
+        pages = -(-self.max_tokens // self.options.page_tokens) * self.options.max_running
+        return min(pages * self.options.page_tokens * self.token_bytes, _free_memory() // 4)
 
-    def _prefill(self, wave: list[Sequence]) -> torch.Tensor:
-        """Runs the uncached part of each prompt; logits [len(wave), V] of the last tokens."""
-        order = sorted(range(len(wave)), key=lambda i: len(wave[i].prompt) - wave[i].reused)
-        logits = torch.empty(len(wave), self.model.config.vocab_size)
-        while order:
-            group: list[int] = []
-            while order and (not group or (len(group) + 1) * _missing(wave[order[0]]) <= PREFILL_TOKENS):
-                group.append(order.pop(0))
-            sequences = [wave[i] for i in group]
-            new = [sequence.prompt[sequence.reused :] for sequence in sequences]
-            starts = [sequence.reused for sequence in sequences]
-            out = self._forward([sequence.slot for sequence in sequences], starts, new)
-            last = torch.tensor([len(part) - 1 for part in new])
-            hidden = out.hidden[torch.arange(len(group)), last]
-            logits[group] = self.model.lm_head(hidden).float()
-            for row, sequence in enumerate(sequences):
-                self._record(out, row, sequence.slot, new[row], starts[row], traced=sequence.params.trace)
-        return logits
+    def _prepare(self, sequence: Sequence) -> None:
+        """Stop texts and the grammar, where the request has them."""
+        params = sequence.params
+        if (params.stop or params.grammar) and self.tokenizer is None:
+            raise EngineError("stop texts and grammars need a tokenizer: give the engine one")
+        if params.stop and self.tokenizer is not None:
+            sequence.text = TextStream(self.tokenizer, params.stop)
+        if params.grammar and self.tokenizer is not None:
+            try:
+                grammar = Grammar(params.grammar, self.tokenizer, self.model.config.vocab_size)
+            except GrammarError as error:
+                raise EngineError(str(error)) from error
+            sequence.matcher = grammar.matcher()
 
-    def _decode(self, sequences: list[Sequence]) -> torch.Tensor:
-        slots = [sequence.slot for sequence in sequences]
-        starts = [self.records[slot].length for slot in slots]
-        new = [np.asarray([sequence.tokens[-1]], dtype=np.int32) for sequence in sequences]
-        out = self._forward(slots, starts, new)
-        for row, sequence in enumerate(sequences):
-            self.records[sequence.slot].tokens[starts[row]] = sequence.tokens[-1]
-            self.records[sequence.slot].length = starts[row] + 1
-        traced = [row for row, sequence in enumerate(sequences) if sequence.params.trace]
-        if traced:
-            self._record_step(out, traced, sequences, starts)
-        return self.model.lm_head(out.hidden[:, 0]).float()
-
-    def _forward(self, slots: list[int], starts: list[int], new: list[np.ndarray]) -> Output:
-        """Forwards new[b] for slots[b] from starts[b] on; rows are padded at the right to the longest."""
-        width = max(len(part) for part in new)
-        tokens = np.zeros((len(new), width), dtype=np.int64)
-        for row, part in enumerate(new):
-            tokens[row, : len(part)] = part
-        positions = torch.tensor(starts).unsqueeze(1) + torch.arange(width)
-        # Padding may point behind the slot's end; it is kept inside, where nothing reads it before it is overwritten.
-        positions = positions.clamp(max=self.max_tokens - 1)
-        view = CacheView(self.cache, torch.tensor(slots), positions, int(positions.max()) + 1)
-        self.computed_tokens += sum(len(part) for part in new)
-        return self.model(torch.from_numpy(tokens), cache=view, logits=False)
-
-    def _record(self, out: Output, row: int, slot: int, new: np.ndarray, start: int, *, traced: bool) -> None:
-        record, count = self.records[slot], len(new)
-        span = slice(start, start + count)
-        record.tokens[span] = new
-        record.length = start + count
-        if not traced:
+    def _sample(self, done: Forward, rows: dict[int, int], on_token: Callable[[Sequence, int], None] | None) -> None:
+        """Samples after the given rows of the forward; keys are places of spans."""
+        if not rows:
             return
-        for layer, experts in enumerate(out.experts):
-            record.experts[span, layer] = experts[row, :count].numpy()
-        for layer, selected in enumerate(out.selected):
-            if selected is None:
-                record.selected[span, layer] = _everything(np.arange(start, start + count), record.selected.shape[-1])
-            else:
-                record.selected[span, layer, : selected.shape[-1]] = selected[row, :count].numpy()
-
-    def _record_step(self, out: Output, rows: list[int], sequences: list[Sequence], starts: list[int]) -> None:
-        experts = torch.stack(out.experts, dim=2)[:, 0].numpy() if out.experts else None
-        selected = [None if layer is None else layer[:, 0].numpy() for layer in out.selected]
-        for row in rows:
-            record, position = self.records[sequences[row].slot], starts[row]
-            if experts is not None:
-                record.experts[position] = experts[row]
-            for layer, chosen in enumerate(selected):
-                width = record.selected.shape[-1]
-                record.selected[position, layer] = (
-                    _everything(np.asarray([position]), width)[0] if chosen is None else chosen[row]
-                )
-
-    def _sample(
-        self, sequences: list[Sequence], logits: torch.Tensor, on_token: Callable[[Sequence, int], None] | None
-    ) -> None:
-        drawn = draw(logits, [s.params for s in sequences], [s.next_uniform for s in sequences])
-        ends = self.model.config.stop_token_ids
-        for row, sequence in enumerate(sequences):
-            token = drawn.tokens[row]
-            sequence.tokens.append(token)
-            sequence.logprobs.append(drawn.logprobs[row])
-            sequence.kept.append(drawn.kept[row])
+        sequences = [done.spans[place].sequence for place in rows]
+        logits = self.runner.logits(done.hidden, list(rows.values()))
+        for sequence, drawn in zip(sequences, draw(logits, sequences, self.ends), strict=True):
+            sequence.append(drawn.token)
+            sequence.logprobs.append(drawn.logprob)
+            sequence.kept.append(drawn.kept)
+            sequence.versions.append(self.version)
+            if sequence.params.top_logprobs:
+                sequence.top.append(drawn.top)
+            self.generated_tokens += 1
             if on_token is not None:
-                on_token(sequence, token)
-            if token in ends or token in sequence.params.stop_ids:
-                sequence.finish_reason = "stop"
-            elif len(sequence.tokens) >= sequence.params.max_tokens or sequence.length >= self.max_tokens:
-                sequence.finish_reason = "length"
+                on_token(sequence, drawn.token)
+            self._judge(sequence, drawn.token)
+
+    def _judge(self, sequence: Sequence, token: int) -> None:
+        """Whether the sequence ends with this token."""
+        params = sequence.params
+        if sequence.matcher is not None:
+            sequence.matcher.advance(token)
+        if sequence.text is not None:
+            sequence.text.feed((token,))
+        at_end = token in params.stop_ids or (token in self.ends and not params.ignore_end)
+        text_ends = sequence.text is not None and sequence.text.stopped is not None
+        grammar_ends = sequence.matcher is not None and sequence.matcher.finished
+        if at_end or text_ends or grammar_ends:
+            sequence.finish_reason = "stop"
+        elif sequence.is_full:
+            sequence.finish_reason = "length"
+
+    def _accept(self, done: Forward, place: int) -> bool:
+        """Whether the span's draft is what was sampled, and the sequence goes on."""
+        span = done.spans[place]
+        if not span.drafted:
+            return False
+        sequence = span.sequence
+        self.drafted_tokens += 1
+        if sequence.finish_reason is not None or span.tokens[-1] != sequence.ids[-1]:
+            return False
+        sequence.computed += 1
+        self.scheduler.register(sequence)
+        self.accepted_tokens += 1
+        return True
+
+    def _draft(self, done: Forward, rows: dict[int, int]) -> None:
+        """Guesses the token behind the next one for every sequence that goes on. All tokens of the forward pass through
+        the draft layer, because later drafts look back at them."""
+        following = np.zeros(done.hidden.shape[0], dtype=np.int64)
+        for span, first in zip(done.spans, done.first_row, strict=True):
+            known = span.sequence.ids[span.start + 1 : span.end + 1]
+            following[first : first + len(known)] = known
+        hidden = self.runner.draft(done, following)
+        rows = {p: row for p, row in rows.items() if done.spans[p].sequence.can_draft}
+        if rows:
+            sequences = [done.spans[place].sequence for place in rows]
+            logits = self.runner.logits(hidden, list(rows.values()))
+            for sequence, guess in zip(sequences, draw(logits, sequences, self.ends), strict=True):
+                sequence.draft = guess.token
 
     def _finish(self, sequence: Sequence) -> None:
-        record = self.records[sequence.slot]
-        record.busy = False
+        experts = selected = None
+        if sequence.params.trace and self.recorder is not None and sequence.pages:
+            experts, selected = self.recorder.of(sequence.table, min(sequence.computed, sequence.length - 1))
+        kept_ids, kept_offsets = join_kept(sequence.kept)
+        self.cached_tokens += max(sequence.reused, 0)
         sequence.generation = Generation(
             prompt=tuple(sequence.prompt.tolist()),
             tokens=tuple(sequence.tokens),
             finish_reason=sequence.finish_reason or "stop",
-            trace=trace_of(sequence, record, self.version),
-            reused_tokens=sequence.reused,
+            trace=Trace(
+                logprobs=np.asarray(sequence.logprobs, dtype=np.float32),
+                kept_ids=kept_ids,
+                kept_offsets=kept_offsets,
+                experts=experts,
+                selected=selected,
+                versions=np.asarray(sequence.versions, dtype=np.int32),
+            ),
+            reused_tokens=max(sequence.reused, 0),
+            top_logprobs=tuple(sequence.top),
         )
+        self.scheduler.remove(sequence)
 
 
-def _missing(sequence: Sequence) -> int:
-    return len(sequence.prompt) - sequence.reused
-
-
-def _common(left: np.ndarray, right: np.ndarray) -> int:
-    limit = min(len(left), len(right))
-    differs = left[:limit] != right[:limit]
-    return int(differs.argmax()) if differs.any() else limit
-
-
-def _everything(positions: np.ndarray, width: int) -> np.ndarray:
-    """[len(positions), width] all positions up to each one: what an unselective step saw."""
-    every = np.arange(width, dtype=np.int16)
-    return np.where(every <= positions[:, None], every, np.int16(-1))
+def _free_memory() -> int:
+    """Bytes that this machine could give to a process now."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,6 +1,6 @@
-"""From logits to tokens: temperature, top-k, top-p, and what was kept.
+"""From logits to tokens: what may be said, how likely it is, and one number that decides.
 
-One uniform number per sequence and step decides, drawn from the request's own seed, so that a request's tokens do not
+The number is uniform, one per request and token, drawn from the request's own seed, so that a request's tokens do not
 depend on its neighbours. The kept set is recorded here, inside the sampler: rebuilding it later from probabilities
 gives another set (report, keep sampling mask).
 """
@@ -9,7 +9,7 @@ gives another set (report, keep sampling mask).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,70 +17,116 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from baleen.engine.params import SamplingParams
+from baleen.engine.sequence import Alternatives, Sequence
+from baleen.model.compiled import is_installed
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """How one request is sampled. temperature 0 takes the most likely token; top_p 1 and top_k 0 cut nothing."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 256
-    seed: int = 0
-    stop_ids: tuple[int, ...] = ()
-    """Ends a sequence, beside the end-of-sentence token."""
-
-    trace: bool = False
-    """Record experts and selected positions; log-probabilities and kept sets are always there."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature {self.temperature} must not be negative")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p} must be above 0 and at most 1")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens {self.max_tokens} must be at least 1")
+Kept = NDArray[np.int32] | None
 
 
 @dataclass(frozen=True)
-class Draw:
-    """The tokens [B], their log-probabilities [B] under what was sampled from, and the kept set of each (None =
-    all)."""
+class Drawn:
+    """A sampled token, its log-probability under what it was sampled from, the kept set (None = all), and the most
+    likely tokens where the request asks for them."""
 
-    tokens: list[int]
-    logprobs: list[float]
-    kept: list[NDArray[np.int32] | None]
-
-
-def uniforms(params: SamplingParams) -> NDArray[np.float64]:
-    """A request's random numbers, one for each token that it may sample."""
-    return np.random.Generator(np.random.Philox(params.seed)).random(params.max_tokens)
+    token: int
+    logprob: float
+    kept: Kept
+    top: Alternatives
 
 
 @torch.no_grad()
-def draw(logits: Tensor, params: Sequence[SamplingParams], uniform: Sequence[float]) -> Draw:
-    """Samples one token for each row of logits [B, V] (fp32); uniform [B] in [0, 1)."""
-    temperature = torch.tensor([p.temperature if p.temperature > 0 else 1.0 for p in params]).unsqueeze(1)
-    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
-    cuts = [i for i, p in enumerate(params) if p.top_p < 1 or p.top_k or p.temperature == 0]
-    kept: list[NDArray[np.int32] | None] = [None] * len(params)
-    if cuts:
-        mask = _kept_mask(logp[cuts], [params[i] for i in cuts])
-        logp[cuts] = torch.log_softmax(logp[cuts].masked_fill(~mask, -torch.inf), dim=-1)
-        for row, i in enumerate(cuts):
-            kept[i] = mask[row].nonzero().flatten().numpy().astype(np.int32)
+def draw(logits: Tensor, sequences: Many[Sequence], ends: frozenset[int]) -> list[Drawn]:
+    """Samples the next token of each sequence from logits [B, V] (fp32, changed in place)."""
+    for row, sequence in enumerate(sequences):
+        if sequence.params.shifts:
+            _shift(logits[row], sequence, ends)
+        if sequence.matcher is not None:
+            logits[row].masked_fill_(torch.from_numpy(~sequence.matcher.mask()), -torch.inf)
+    params = [sequence.params for sequence in sequences]
+    uniform = np.array([sequence.uniforms[sequence.sampled] for sequence in sequences])
+    # A row's form depends on its own request alone, or its last bits would depend on its neighbours.
+    form = [_draw_all if is_installed() and not p.cuts else _draw_cut for p in params]
+    if all(each is _draw_all for each in form) and not any(p.top_logprobs for p in params):
+        return _draw_all(logits, params, uniform)
+    return [
+        form[row](logits[row : row + 1], params[row : row + 1], uniform[row : row + 1])[0] for row in range(len(params))
+    ]
+
+
+def _draw_all(logits: Tensor, params: Many[SamplingParams], uniform: NDArray[np.float64]) -> list[Drawn]:
+    """Samples where no token is cut, in one compiled loop."""
+    from baleen.ops.loops import sample
+
+    tokens, logprobs = np.empty(len(params), np.int64), np.empty(len(params), np.float32)
+    temperature = np.array([p.temperature for p in params], dtype=np.float32)
+    top = [_most_likely(_log_probabilities(logits, p), p) if p.top_logprobs else () for p in params]
+    sample(logits.numpy(), temperature, uniform, tokens, logprobs)
+    return [
+        Drawn(token, logprob, None if p.temperature else np.array([token], np.int32), most)
+        for token, logprob, p, most in zip(tokens.tolist(), logprobs.tolist(), params, top, strict=True)
+    ]
+
+
+def _draw_cut(logits: Tensor, params: Many[SamplingParams], uniform: NDArray[np.float64]) -> list[Drawn]:
+    """Samples one row [1, V] from what is kept."""
+    logp = _log_probabilities(logits, params[0])
+    kept: Kept = None
+    if params[0].cuts or params[0].temperature == 0:
+        mask = _kept_mask(logp, params[0])
+        logp = torch.log_softmax(logp.masked_fill(~mask, -torch.inf), dim=-1)
+        kept = mask.nonzero().flatten().numpy().astype(np.int32)
+    token = _inverse(logp, float(uniform[0]))
+    top = _most_likely(logp, params[0]) if params[0].top_logprobs else ()
+    return [Drawn(token, float(logp[token]), kept, top)]
+
+
+def _log_probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
+    """[V] of one row [1, V], in which the temperature counts."""
+    return torch.log_softmax(logits[0] / (params.temperature or 1.0), dim=-1)
+
+
+def _inverse(logp: Tensor, uniform: float) -> int:
+    """The first token whose cumulative probability passes the uniform number."""
     cumulative = logp.double().exp().cumsum(-1)
-    target = torch.tensor(uniform, dtype=torch.float64).unsqueeze(1) * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[1] - 1)
-    return Draw(tokens.flatten().tolist(), logp.gather(1, tokens).flatten().tolist(), kept)
+    token = int(torch.searchsorted(cumulative, uniform * cumulative[-1:], right=True))
+    # Rounding may leave the number at the very end, behind the last token that is possible at all.
+    return min(token, int((logp > -torch.inf).nonzero().max()))
 
 
-def _kept_mask(logp: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Bool [B, V]: the smallest set of most likely tokens that reaches top_p, at most top_k; ties to the lower id."""
-    ordered, order = logp.sort(dim=-1, descending=True, stable=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    top_p = torch.tensor([p.top_p for p in params]).unsqueeze(1)
-    vocabulary = logp.shape[1]
-    top_k = torch.tensor([1 if p.temperature == 0 else p.top_k or vocabulary for p in params]).unsqueeze(1)
-    keep = (before < top_p) & (torch.arange(vocabulary) < top_k)
-    return torch.zeros_like(keep).scatter_(1, order, keep)
+def _shift(logits: Tensor, sequence: Sequence, ends: frozenset[int]) -> None:
+    """Applies bias and penalties to one row [V], and keeps the end away until `min_tokens`."""
+    params = sequence.params
+    if params.repetition_penalty != 1:
+        said = torch.from_numpy(np.unique(sequence.ids).astype(np.int64))
+        values = logits[said]
+        logits[said] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if sequence.counts and (params.presence_penalty or params.frequency_penalty):
+        tokens = torch.tensor(list(sequence.counts))
+        counts = torch.tensor(list(sequence.counts.values()), dtype=logits.dtype)
+        logits[tokens] -= params.presence_penalty + params.frequency_penalty * counts
+    for token, bias in params.logit_bias:
+        logits[token] += bias
+    if sequence.sampled < params.min_tokens:
+        logits[list(ends | set(params.stop_ids))] = -torch.inf
+
+
+def _kept_mask(logp: Tensor, params: SamplingParams) -> Tensor:
+    """Bool [V]: of the possible tokens the `top_k` most likely, of these the fewest that reach `top_p`, of these all
+    that reach `min_p` of the most likely; ties to the lower id."""
+    ordered, order = logp.sort(descending=True, stable=True)
+    keep = ordered > -torch.inf
+    if params.temperature == 0 or params.top_k:
+        keep[1 if params.temperature == 0 else params.top_k :] = False
+    if params.top_p < 1:
+        share = torch.softmax(ordered.masked_fill(~keep, -torch.inf), dim=-1)
+        keep &= share.cumsum(-1) - share < params.top_p
+    if params.min_p > 0:
+        keep &= (ordered - ordered[0]).exp() >= params.min_p
+    return torch.zeros_like(keep).scatter_(0, order, keep)
+
+
+def _most_likely(logp: Tensor, params: SamplingParams) -> Alternatives:
+    values, tokens = logp.topk(params.top_logprobs)
+    found = zip(tokens.tolist(), values.tolist(), strict=True)
+    return tuple((token, value) for token, value in found if value > -float("inf"))

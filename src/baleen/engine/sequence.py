@@ -1,6 +1,6 @@
-"""A sequence being generated, and the recordings of the slot that holds it."""
+"""A request on its way through the engine: its tokens, its pages, what was sampled, and what comes out at the end."""
 
-# S = tokens in a slot
+# S = tokens of prompt and completion, N = sampled tokens
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from baleen.engine.sampler import SamplingParams, uniforms
+from baleen.chat.text_stream import TextStream
+from baleen.engine.grammar import Matcher
+from baleen.engine.pages import Key, next_key
+from baleen.engine.params import SamplingParams
 from baleen.engine.trace import Trace
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "abort"]
+
+Alternatives = tuple[tuple[int, float], ...]
+"""(token, log-probability) of the most likely ones."""
 
 
 @dataclass(frozen=True)
@@ -25,78 +31,119 @@ class Generation:
     finish_reason: FinishReason
     trace: Trace
     reused_tokens: int
-    """Prompt tokens that were taken from another sequence's cache."""
+    """Prompt tokens that were found in the cache."""
+
+    top_logprobs: tuple[Alternatives, ...] = ()
+    """Of each sampled token, when the request asked for them."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
-    """One request on its way through the engine."""
+    """One request. Its first `computed` tokens are in the cache; the others wait for a forward."""
 
     prompt: NDArray[np.int32]
     params: SamplingParams
-    tokens: list[int] = field(default_factory=list)
+    capacity: int
+    """Tokens that it can grow to."""
+
+    page_tokens: int
+    text: TextStream | None = None
+    """Watches for stop texts."""
+
+    matcher: Matcher | None = None
+    """Knows what the grammar allows next."""
+
     logprobs: list[float] = field(default_factory=list)
     kept: list[NDArray[np.int32] | None] = field(default_factory=list)
-    slot: int = -1
-    reused: int = 0
+    top: list[Alternatives] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
+    """Of its full pages."""
+
+    registered: int = 0
+    """Full pages that others can find."""
+
+    computed: int = 0
+    unsent: int = 0
+    """Sampled tokens that a stream has not taken yet."""
+
+    draft: int = -1
+    """The token that is guessed to follow the last one."""
+
+    reused: int = -1
+    """-1 until it was admitted the first time: what is found again after a preemption does not count."""
+
     finish_reason: FinishReason | None = None
     generation: Generation | None = None
 
     def __post_init__(self) -> None:
-        self.uniforms = uniforms(self.params)
+        self.length = len(self.prompt)
+        room = min(self.capacity, self.length + self.params.max_tokens)
+        self._all = np.zeros(room, dtype=np.int32)
+        self._all[: self.length] = self.prompt
+        self.table = np.zeros(-(-(room + 1) // self.page_tokens), dtype=np.int64)
+        self.uniforms = np.random.Generator(np.random.Philox(self.params.seed)).random(room - self.length + 1)
+        self.counts: dict[int, int] = {}
 
     @property
-    def length(self) -> int:
-        """Tokens so far, prompt included."""
-        return len(self.prompt) + len(self.tokens)
+    def ids(self) -> NDArray[np.int32]:
+        """All tokens so far."""
+        return self._all[: self.length]
 
     @property
-    def next_uniform(self) -> float:
-        """The random number that decides the next token."""
-        return float(self.uniforms[len(self.tokens)])
+    def tokens(self) -> list[int]:
+        """The sampled tokens."""
+        return self._all[len(self.prompt) : self.length].tolist()
 
+    def tokens_from(self, first: int) -> list[int]:
+        """The sampled tokens from the given one on."""
+        return self._all[len(self.prompt) + first : self.length].tolist()
 
-@dataclass
-class SlotRecord:
-    """What a slot of the cache holds: its tokens, and the decisions made for each while it was forwarded."""
+    @property
+    def sampled(self) -> int:
+        """How many tokens were sampled."""
+        return self.length - len(self.prompt)
 
-    tokens: NDArray[np.int32]
-    """[max_tokens]; the first `length` are in the cache."""
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens that are not in the cache yet."""
+        return self.length - self.computed
 
-    experts: NDArray[np.int16]
-    selected: NDArray[np.int16]
-    length: int = 0
-    busy: bool = False
+    @property
+    def can_draft(self) -> bool:
+        """Whether there is room for the next token and a draft of the one behind it."""
+        return self.finish_reason is None and self.length + 1 < len(self._all)
 
-    def common_prefix(self, prompt: NDArray[np.int32]) -> int:
-        """How many leading tokens of `prompt` are cached here; the last one is always computed, for its logits."""
-        limit = min(self.length, len(prompt) - 1)
-        differs = self.tokens[:limit] != prompt[:limit]
-        return int(differs.argmax()) if differs.any() else limit
+    @property
+    def is_full(self) -> bool:
+        """Whether no further token fits."""
+        return self.length >= len(self._all)
 
-    def copy_prefix(self, source: SlotRecord, length: int) -> None:
-        """Takes over the first `length` tokens of another slot."""
-        if source is not self:
-            self.tokens[:length] = source.tokens[:length]
-            self.experts[:length] = source.experts[:length]
-            self.selected[:length] = source.selected[:length]
-        self.length = length
+    def append(self, token: int) -> None:
+        """One more sampled token."""
+        self._all[self.length] = token
+        self.length += 1
+        self.unsent += 1
+        if self.params.shifts:
+            self.counts[token] = self.counts.get(token, 0) + 1
 
+    def hold(self, pages: list[int]) -> None:
+        """Some more pages, behind those it has."""
+        self.table[len(self.pages) : len(self.pages) + len(pages)] = pages
+        self.pages += pages
 
-def trace_of(sequence: Sequence, record: SlotRecord, version: int) -> Trace:
-    """The finished sequence's trace."""
-    kept_ids = kept_offsets = None
-    if any(kept is not None for kept in sequence.kept):
-        parts = [kept if kept is not None else np.empty(0, np.int32) for kept in sequence.kept]
-        kept_ids = np.concatenate(parts)
-        kept_offsets = np.cumsum([0, *(len(part) for part in parts)]).astype(np.int32)
-    recorded = sequence.params.trace
-    forwarded = sequence.length - 1
-    return Trace(
-        logprobs=np.asarray(sequence.logprobs, dtype=np.float32),
-        kept_ids=kept_ids,
-        kept_offsets=kept_offsets,
-        experts=record.experts[:forwarded].copy() if recorded else None,
-        selected=record.selected[:forwarded].copy() if recorded else None,
-        version=version,
-    )
+    def drop_pages(self) -> list[int]:
+        """Gives up all pages, to be computed again later."""
+        pages, self.pages = self.pages, []
+        self.table[:] = 0
+        self.computed, self.registered, self.draft = 0, 0, -1
+        return pages
+
+    def page_keys(self, pages: int) -> list[Key]:
+        """The keys of its first `pages` full pages."""
+        while len(self.keys) < pages:
+            start = len(self.keys) * self.page_tokens
+            before = self.keys[-1] if self.keys else b""
+            self.keys.append(next_key(before, self._all[start : start + self.page_tokens]))
+        return self.keys[:pages]

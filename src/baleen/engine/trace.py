@@ -2,11 +2,12 @@
 
 A `Trace` covers the whole sequence that a completion ended with: prompt tokens first, then sampled ones. Every part is
 optional and every part is replayable by the model's forward: keep routing (`experts`), keep selection (`selected`),
-keep sampling mask (`kept_ids`, `kept_offsets`).
+keep sampling mask (`kept_ids`, `kept_offsets`). No torch: servers and clients import it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +33,16 @@ class Trace:
     """[S - 1, moe layers, experts per token] the experts each forwarded token went to (the last token is never
     forwarded)."""
 
-    selected: NDArray[np.int16] | None = None
+    selected: NDArray[np.int16] | NDArray[np.int32] | None = None
     """[S - 1, layers, index_topk] positions each token attended to, in any order; -1 fills rows of fewer."""
 
-    version: int = 0
-    """The weights' version that sampled it."""
+    versions: NDArray[np.int32] | None = None
+    """[N] the weights' version that sampled each token."""
+
+
+def join_kept(kept: Sequence[NDArray[np.int32] | None]) -> tuple[NDArray[np.int32] | None, NDArray[np.int32] | None]:
+    """The kept sets of one sequence as CSR values and offsets; (None, None) when nothing was ever cut."""
+    if all(each is None for each in kept):
+        return None, None
+    parts = [each if each is not None else np.empty(0, np.int32) for each in kept]
+    return np.concatenate(parts), np.cumsum([0, *map(len, parts)]).astype(np.int32)

@@ -3,7 +3,8 @@
 One path serves training, prefill and decoding: make the query, the row that a token leaves behind, and the index
 projections; select; attend. Keys are the batch's own rows or those of a cache. Three equal forms attend, and
 `_attend` is the one place that chooses: expanded (MHA) where many queries share few keys, absorbed (MQA) where few
-queries meet many, fetched (MQA over the selected rows alone) where each query has its own few of many.
+queries meet many, fetched (MQA over the selected rows alone) where each query has its own few of many. The engine's
+flat lists take the fetched form alone, so that a token's bits do not depend on its company.
 """
 
 # B = batch, S = new tokens, L = keys, H = heads, K = selected, C = latent dims, W = row width (latent and rope key)
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baleen.model.cache import CacheView
+from baleen.model.cache import CacheView, FlatView
 from baleen.model.config import ModelConfig
 from baleen.model.indexer import Indexer
 from baleen.model.layers import Linear, RMSNorm
@@ -50,7 +52,10 @@ class AttentionContext:
     """Which keys exist for each query before any selection."""
 
     sparse: bool
-    cache: CacheView | None = None
+    cache: CacheView | FlatView | None = None
+    compiled: bool = False
+    """Layers run as compiled loops (a flat list of a small network)."""
+
     indexer_loss: IndexerLoss | None = None
     indexer_stride: int = 1
     """The KL is taken on every `indexer_stride`-th query from `indexer_offset` on: an unbiased part of the whole."""
@@ -60,17 +65,24 @@ class AttentionContext:
     """When a list: each layer appends (attention probabilities, index scores, visible), [B, S, L] each."""
 
 
-@dataclass
 class _Keys:
-    """Of one layer and one batch: what every query may attend to."""
+    """Of one layer and one rectangle of queries: what every query may attend to."""
 
-    rows: Tensor
-    """[B, L, W]."""
+    def __init__(self, rows: Tensor | None, view: CacheView | None, layer: int) -> None:
+        self._rows, self.view, self.layer = rows, view, layer
 
-    storage: Tensor
-    """[N, W]: the rows again, as one list."""
+    @property
+    def rows(self) -> Tensor:
+        """[B, L, W]."""
+        if self._rows is None:
+            assert self.view is not None
+            self._rows = self.view.rows(self.layer)
+        return self._rows
 
-    view: CacheView | None
+    @property
+    def storage(self) -> Tensor:
+        """[N, W]: the rows again, as one list."""
+        return self.view.storage(self.layer) if self.view is not None else self.rows.flatten(0, 1)
 
     def in_storage(self, selected: Tensor) -> Tensor:
         """Positions [B, S, K] as row numbers in `storage`, [B S, K]; -1 stays -1."""
@@ -115,22 +127,55 @@ class Attention(nn.Module):
         view = context.cache
         if view is not None:
             view.write(self.layer, rows, None if index is None else index[1])
-            keys = _Keys(view.rows(self.layer), view.storage(self.layer), view)
-            if index is not None:
-                index = (index[0], view.index_keys(self.layer), index[2])
-        else:
-            keys = _Keys(rows, rows.flatten(0, 1), None)
+        if isinstance(view, FlatView):
+            out, selected = self._attend_flat(q, index, view, context.sparse, selected)
+            return self.o_proj(out.flatten(2)), selected, None
+        keys = _Keys(None if view else rows, view, self.layer)
+        if index is not None and view is not None:
+            index = (index[0], view.index_keys(self.layer), index[2])
         if not context.sparse or context.seen.length <= self.config.index_topk:
             selected = None
         elif selected is None:
-            if index is None:
-                raise ValueError(f"layer {self.layer} shares a selection, and none was made before it")
-            selected = indexer_topk(*index, context.seen, self.config.index_topk)
+            selected = indexer_topk(*self._needed(index), context.seen, self.config.index_topk)
         out = self._attend(q, keys, context.seen, selected)
         kl = self._indexer_kl(q, keys, index, selected, context)
         if context.probe is not None:
             self._probe(q, keys, index, context)
         return self.o_proj(out.flatten(2)), selected, kl
+
+    def _attend_flat(
+        self, q: tuple[Tensor, Tensor], index: Index | None, view: FlatView, sparse: bool, selected: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """[1, M, H, V] and the selection [1, M, index_topk] of a flat list. A sparse model takes one form over one
+        width for every token; a dense one attends rectangle by rectangle."""
+        if not sparse:
+            parts = []
+            for part, rectangle in view.parts:
+                here = (each[0, part].unflatten(0, rectangle.positions.shape) for each in q)
+                keys = _Keys(None, rectangle, self.layer)
+                seen = Visibility(rectangle.positions, rectangle.length)
+                parts.append(self._attend((next(here), next(here)), keys, seen, None).flatten(0, 1))
+            return torch.cat(parts).unsqueeze(0), None
+        if selected is None:
+            queries, _, weights = self._needed(index)
+            chosen = []
+            for part, rectangle in view.parts:
+                shape = rectangle.positions.shape
+                found = indexer_topk(
+                    queries[0, part].unflatten(0, shape),
+                    rectangle.index_keys(self.layer),
+                    weights[0, part].unflatten(0, shape),
+                    Visibility(rectangle.positions, rectangle.length),
+                    self.config.index_topk,
+                ).flatten(0, 1)
+                chosen.append(F.pad(found, (0, self.config.index_topk - found.shape[-1]), value=-1))
+            selected = torch.cat(chosen).unsqueeze(0)
+        return self._fetched(q, view.storage(self.layer), view.in_storage(selected)), selected
+
+    def _needed(self, index: Index | None) -> Index:
+        if index is None:
+            raise ValueError(f"layer {self.layer} shares a selection, and none was made before it")
+        return index
 
     def _queries(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The normed query latent (the input itself in a model without one) and q_nope, q_rope [B, S, H, .]."""
@@ -174,7 +219,7 @@ class Attention(nn.Module):
             parts.append(self._expanded(_rows_of(q, part), keys, here, chosen))
         if expanded < queries:
             part = slice(expanded, queries)
-            parts.append(self._fetched(_rows_of(q, part), keys, selected[:, part]))
+            parts.append(self._fetched(_rows_of(q, part), keys.storage, keys.in_storage(selected[:, part])))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _expanded_queries(self, seen: Visibility, queries: int) -> int:
@@ -208,12 +253,12 @@ class Attention(nn.Module):
         out = attend_mqa(self._absorb(q, keys.rows), keys.rows, config.kv_lora_rank, seen, config.softmax_scale)
         return _per_head(out, w_v.transpose(1, 2))
 
-    def _fetched(self, q: tuple[Tensor, Tensor], keys: _Keys, selected: Tensor) -> Tensor:
-        """[B, S, H, V] over the selected rows alone."""
+    def _fetched(self, q: tuple[Tensor, Tensor], storage: Tensor, places: Tensor) -> Tensor:
+        """[B, S, H, V] over the rows of storage [N, W] at places [B S, K] alone."""
         config, w_v = self.config, self._expansions()[1]
-        absorbed, places = self._absorb(q, keys.storage).flatten(0, 1), keys.in_storage(selected)
-        out = attend_selected(absorbed, keys.storage, places, config.kv_lora_rank, config.softmax_scale)
-        return _per_head(out.unflatten(0, selected.shape[:2]), w_v.transpose(1, 2))
+        absorbed = self._absorb(q, storage).flatten(0, 1)
+        out = attend_selected(absorbed, storage, places, config.kv_lora_rank, config.softmax_scale)
+        return _per_head(out.unflatten(0, q[0].shape[:2]), w_v.transpose(1, 2))
 
     def _absorb(self, q: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
         """[B, S, H, W]: queries that meet rows directly."""

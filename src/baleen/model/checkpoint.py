@@ -77,10 +77,29 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
         model = Model(config)
     _check(model, stored, folder)
     _allocate(model, dtype)
-    with torch.no_grad():
-        for name, part in _parts(model):  # all that `_allocate` made: a buffer that is not stored was made by `Model`
-            _read_into(part, stored[name], stored.get(name + SCALE))
+    _fill(model, stored)
     return model if multiplies_natively(dtype) else model.set_compute_dtype(torch.float32)
+
+
+def reload_model(model: Model, path: str | Path) -> None:
+    """Reads other weights of the same network into `model`, in place: whoever holds it goes on with the new ones.
+
+    Nothing is changed when the folder does not fit. Raises as `load_model`, and `CheckpointError` for another network.
+    """
+    folder = Path(path)
+    config = ModelConfig.from_pretrained(folder)
+    if config.model_copy(update={"num_nextn_predict_layers": model.config.num_nextn_predict_layers}) != model.config:
+        raise CheckpointError(f"{folder} holds another network than the one that is loaded: serve it anew")
+    _check_quantisation(folder / "config.json")
+    stored = stored_tensors(folder)
+    _check(model, stored, folder)
+    _fill(model, stored)
+
+
+@torch.no_grad()
+def _fill(model: Model, stored: dict[str, StoredTensor]) -> None:
+    for name, part in _parts(model):  # all that `_allocate` made: a buffer that is not stored was made by `Model`
+        _read_into(part, stored[name], stored.get(name + SCALE))
 
 
 def save_model(

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from baleen.model.attention import Attention, AttentionContext, IndexerLoss
-from baleen.model.cache import CacheView
+from baleen.model.cache import CacheView, FlatView
+from baleen.model.compiled import norm, run_layer, takes_loops
 from baleen.model.config import ModelConfig
 from baleen.model.layers import Cast, FeedForward, Linear, RMSNorm
 from baleen.model.moe import MoE
@@ -70,6 +71,8 @@ class Layer(nn.Module):
         self, x: Tensor, context: AttentionContext, experts: Tensor | None, selected: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """x [B, S, D] -> x [B, S, D], experts [B, S, K] or None, selected, KL."""
+        if context.compiled:
+            return *run_layer(self, x, context, selected), None
         attended, selected, kl = self.self_attn(self.input_layernorm(x), context, selected)
         x = x + attended
         normed = self.post_attention_layernorm(x)
@@ -149,7 +152,7 @@ class Model(nn.Module):
         position_ids: Tensor | None = None,
         subtree_end: Tensor | None = None,
         sparse: bool | None = None,
-        cache: CacheView | None = None,
+        cache: CacheView | FlatView | None = None,
         indexer_loss: IndexerLoss | None = None,
         indexer_stride: int = 1,
         indexer_offset: int = 0,
@@ -171,6 +174,10 @@ class Model(nn.Module):
             seen=seen,
             sparse=self.config.sparse if sparse is None else sparse,
             cache=cache,
+            compiled=sparse is not False
+            and isinstance(cache, FlatView)
+            and not torch.is_grad_enabled()
+            and takes_loops(self.config, self.compute_dtype, device),
             indexer_loss=indexer_loss,
             indexer_stride=indexer_stride,
             indexer_offset=indexer_offset,
@@ -184,7 +191,7 @@ class Model(nn.Module):
         position_ids: Tensor | None = None,
         subtree_end: Tensor | None = None,
         sparse: bool | None = None,
-        cache: CacheView | None = None,
+        cache: CacheView | FlatView | None = None,
         replay: Replay | None = None,
         indexer_loss: IndexerLoss | None = None,
         indexer_stride: int = 1,
@@ -221,7 +228,7 @@ class Model(nn.Module):
             if kl is not None:
                 out.indexer_kl.append(kl)
             out.selected.append(selected)
-        out.hidden = self.norm(x)
+        out.hidden = norm(self.norm, x) if context.compiled else self.norm(x)
         if logits:
             out.logits = self.lm_head(out.hidden).float()
         return out

@@ -23,7 +23,7 @@ def prefill(
     chunk: int = CHUNK,
     sparse: bool | None = None,
 ) -> tuple[Output, LatentCache]:
-    """Forwards input_ids [B, S] and leaves them in the cache's first B slots from position 0 on.
+    """Forwards input_ids [B, S] and leaves them in the cache's first B pages, one for each row.
 
     Returns the last chunk's output (`hidden` alone, no logits) and the cache, a new one of exactly this size if none is
     given. The result is that of one whole forward, whatever the chunk. Raises `ValueError` when the prompt does not fit
@@ -34,13 +34,12 @@ def prefill(
         raise ValueError("the prompt is empty: give at least one token")
     if cache is None:
         cache = LatentCache(model.config, batch, length, model.compute_dtype)
-    if batch > cache.slots or length > cache.max_tokens:
+    if batch > cache.pages or length > cache.page_tokens:
         raise ValueError(
-            f"a prompt of {batch} x {length} tokens does not fit a cache of {cache.slots} x {cache.max_tokens}"
+            f"a prompt of {batch} x {length} tokens does not fit a cache of {cache.pages} x {cache.page_tokens}"
         )
-    slots = torch.arange(batch)
     for start in range(0, length, chunk):
         end = min(start + chunk, length)
-        view = CacheView(cache, slots, torch.arange(start, end).expand(batch, -1), end)
+        view = CacheView.plain(cache, range(batch), start, end)
         out = model(input_ids[:, start:end], cache=view, sparse=sparse, logits=False)
     return out, cache

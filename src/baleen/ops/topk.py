@@ -10,20 +10,18 @@ k groups with the best winners. A row whose k-th value is tied is done again by 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from baleen.ops.threads import in_threads
+
 GROUP = 16
 """Scores per group of the tournament."""
 
-WORTH_THREADS = 1 << 17
-"""Scores from which on the rows are shared among threads."""
+PARTITION_COST = 16
+"""Multiplications that partitioning one score is worth."""
 
 
 def topk_positions(scores: Tensor, topk: int) -> Tensor:
@@ -66,11 +64,7 @@ def _on_cpu(scores: Tensor, topk: int) -> Tensor:
         else:
             out[part], tied[part] = _tournament(values[part], winners[part], topk)
 
-    threads = torch.get_num_threads() if values.size >= WORTH_THREADS else 1
-    bounds = [len(values) * share // threads for share in range(threads + 1)]
-    parts = [slice(*pair) for pair in pairwise(bounds) if pair[0] < pair[1]]
-    for _ in _threads(threads).map(task, parts) if len(parts) > 1 else map(task, parts):
-        pass
+    in_threads(task, len(values), values.size * PARTITION_COST)
     if tied.any():
         rows = torch.from_numpy(tied.nonzero()[0])
         selected[rows] = topk_positions_by_rule(scores[rows], topk)
@@ -108,9 +102,3 @@ def _tournament(values: NDArray, winners: NDArray, topk: int) -> tuple[NDArray, 
     if surplus.shape[1]:
         positions = np.where(places < GROUP * topk, positions, places + GROUP * (stride - topk))
     return positions, tied | tied_groups
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    """Partitions release the interpreter's lock."""
-    return ThreadPoolExecutor(count, thread_name_prefix="topk")

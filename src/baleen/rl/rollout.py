@@ -14,6 +14,7 @@ from baleen.agent.python_tool import PythonTool
 from baleen.agent.task import Task
 from baleen.chat.tokenizer import Tokenizer
 from baleen.engine.engine import Engine
+from baleen.engine.params import EngineOptions
 from baleen.model.network import Model
 from baleen.synthesis.environments import make_environment
 
@@ -25,9 +26,10 @@ class RolloutWorker:
     """Runs episodes of a model: its engine, and one sandboxed Python for the tasks that offer it."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, *, slots: int = 64, max_tokens: int, traced: bool = False
+        self, model: Model, tokenizer: Tokenizer, *, at_once: int = 64, max_tokens: int, traced: bool = False
     ) -> None:
-        self.engine = Engine(model, tokenizer, slots=slots, max_tokens=max_tokens, admit_every=ADMIT_EVERY)
+        options = EngineOptions(max_running=at_once, max_tokens=max_tokens, admit_every=ADMIT_EVERY, traces=traced)
+        self.engine = Engine(model, tokenizer, options)
         self.policy = EnginePolicy(self.engine, tokenizer, traced=traced)
         self.python = PythonTool(allow_weak=True)
 
@@ -47,10 +49,10 @@ class RolloutWorker:
         episodes: list[Episode] = []
 
         async def collect() -> None:
-            # No more at once than there are slots: a next turn that had to wait would find its cache given away.
-            slots = len(self.engine.records)
+            # No more at once than can run: a next turn that had to wait might find its pages given away.
+            at_once = self.engine.options.max_running
             episodes.extend(
-                await run_episodes(every, environment, self.policy, samplings, max_turns=max_turns, at_once=slots)
+                await run_episodes(every, environment, self.policy, samplings, max_turns=max_turns, at_once=at_once)
             )
 
         # They are not collect's result: asyncio.run writes that out as text once, which takes these 0.2 s.

@@ -41,7 +41,7 @@ class Sample:
     experts: NDArray[np.int16] | None
     """[S - 1, moe layers, experts per token] recorded routing; the last token was never forwarded."""
 
-    selected: NDArray[np.int16] | None
+    selected: NDArray[np.int16] | NDArray[np.int32] | None
     """[S - 1, layers, index_topk] recorded selection, positions of this sample; -1 fills."""
 
     group: int

@@ -53,7 +53,9 @@ class ReinforcementStage:
         step, tokens = restore(context.folder, model, optimizer, log)
         tasks = data.load_tasks(context).train
         count = section.tasks_per_step * section.group_size
-        worker = RolloutWorker(model, data.load_tokenizer(context), slots=count, max_tokens=section.window, traced=True)
+        worker = RolloutWorker(
+            model, data.load_tokenizer(context), at_once=count, max_tokens=section.window, traced=True
+        )
         row: dict[str, float] = {}
         try:
             while step < section.steps:
@@ -138,7 +140,7 @@ class DistillStage:
                 step=1_000_000,
                 seed=recipe.run.seed,
             )
-            worker = RolloutWorker(open_model(context, name), tokenizer, slots=SLOTS, max_tokens=section.window)
+            worker = RolloutWorker(open_model(context, name), tokenizer, at_once=SLOTS, max_tokens=section.window)
             try:
                 episodes = worker.run(
                     drawn,

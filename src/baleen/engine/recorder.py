@@ -1,0 +1,66 @@
+"""What every forwarded token decided, kept beside its page: a shared page brings its experts and selection along."""
+
+# M = tokens of one forward, K = experts per token or selected positions
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from baleen.model.cache import FlatView
+from baleen.model.config import ModelConfig
+from baleen.model.network import Output
+
+SHORT = 1 << 15
+"""Positions that fit 16 bits."""
+
+
+class Recorder:
+    """experts [pages, page_tokens, moe layers, K] int16 and selected [pages, page_tokens, layers, K], int16 where
+    positions fit, else int32."""
+
+    def __init__(self, config: ModelConfig, pages: int, page_tokens: int, max_tokens: int) -> None:
+        experts, selected, dtype = _shapes(config, max_tokens)
+        self.experts = torch.zeros(pages, page_tokens, *experts, dtype=torch.int16) if experts[0] else None
+        self.selected = torch.zeros(pages, page_tokens, *selected, dtype=dtype) if config.sparse else None
+
+    @staticmethod
+    def token_bytes(config: ModelConfig, max_tokens: int) -> int:
+        """Bytes that one token's record takes."""
+        experts, selected, dtype = _shapes(config, max_tokens)
+        return 2 * experts[0] * experts[1] + (dtype.itemsize * selected[0] * selected[1] if config.sparse else 0)
+
+    def record(self, view: FlatView, out: Output) -> None:
+        """Keeps the decisions of one forward."""
+        if self.experts is not None:
+            self._keep(self.experts, view, out.experts)
+        if self.selected is not None:
+            self._keep(self.selected, view, [each for each in out.selected if each is not None])
+
+    def of(self, table: NDArray[np.int64], tokens: int) -> tuple[NDArray | None, NDArray | None]:
+        """The records of the first `tokens` tokens of the sequence with these pages."""
+        return self._read(self.experts, table, tokens), self._read(self.selected, table, tokens)
+
+    @staticmethod
+    def _keep(record: Tensor, view: FlatView, layers: list[Tensor]) -> None:
+        made = torch.stack([layer[0] for layer in layers], dim=1).to(record.dtype)
+        record.flatten(0, 1).index_copy_(0, view.places, made)
+
+    @staticmethod
+    def _read(record: Tensor | None, table: NDArray[np.int64], tokens: int) -> NDArray | None:
+        if record is None:
+            return None
+        pages = torch.from_numpy(table[: -(-tokens // record.shape[1])])
+        return record.index_select(0, pages).flatten(0, 1)[:tokens].numpy()
+
+
+def _shapes(config: ModelConfig, max_tokens: int) -> tuple[tuple[int, int], tuple[int, int], torch.dtype]:
+    """Of experts and selection, (layers, K) of one token, and the dtype of positions."""
+    dtype = torch.int16 if max_tokens <= SHORT else torch.int32
+    return (
+        (len(config.moe_layers), config.num_experts_per_tok),
+        (config.num_hidden_layers, config.index_topk if config.sparse else 0),
+        dtype,
+    )

@@ -1,0 +1,135 @@
+"""Runs the network on what the scheduler chose: new tokens of many sequences as one flat list.
+
+Sequences of similar length and with equally many new tokens share a rectangle, so that the indexer scores them in one
+product. The list is padded to `LEAST_ROWS`: shorter products take another path through the matrix library and round
+differently, and no token's bits may depend on its company.
+"""
+
+# M = new tokens of one forward, B = sequences of one rectangle, T = new tokens of each, P = pages, D = hidden
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from baleen.engine.recorder import Recorder
+from baleen.engine.sequence import Sequence
+from baleen.model.cache import FlatView, LatentCache
+from baleen.model.compiled import predict, takes_loops
+from baleen.model.network import Model
+from baleen.ops.invariance import least_rows
+
+
+@dataclass(frozen=True)
+class Span:
+    """New tokens of one sequence: those from `start` on, the last of them only a draft where `drafted`."""
+
+    sequence: Sequence
+    start: int
+    tokens: NDArray[np.int32]
+    drafted: bool = False
+
+    @property
+    def end(self) -> int:
+        """The position behind its last token."""
+        return self.start + len(self.tokens)
+
+    @property
+    def completes(self) -> bool:
+        """Whether all tokens that the sequence has are in the cache after it, so that the next one can be sampled."""
+        return self.end - self.drafted == self.sequence.length
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward's outcome. `first_row[i]` is the row of the i-th span's first token in hidden [M, D]."""
+
+    hidden: Tensor
+    view: FlatView
+    spans: list[Span]
+    first_row: list[int]
+
+
+class Runner:
+    """The network over one cache."""
+
+    def __init__(self, model: Model, cache: LatentCache, recorder: Recorder | None, drafts: bool) -> None:
+        self.model, self.cache, self.recorder, self.drafts = model, cache, recorder, drafts
+        self.compiled = takes_loops(model.config, model.compute_dtype, model.frequencies.device)
+
+    def forward(self, spans: Many[Span]) -> Forward:
+        """Forwards all spans at once; what is left in the cache are their rows and records."""
+        groups: dict[tuple[int, int], list[Span]] = {}
+        for span in spans:
+            groups.setdefault(self._group(span), []).append(span)
+        least = 0 if self.compiled else least_rows()
+        padding = max(0, least - sum(_width(group) * len(group) for group in groups.values()))
+        rectangles: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        ids: list[NDArray[np.int64]] = []
+        ordered: list[Span] = []
+        first_row: list[int] = []
+        for group in groups.values():
+            width = _width(group)
+            extra, padding = (padding, 0) if width == 1 else (0, padding)
+            rectangle, tokens = self._rectangle(group, width, extra)
+            begin = sum(len(each) for each in ids)
+            first_row += range(begin, begin + len(group) * width, width)
+            ordered += group
+            rectangles.append(rectangle)
+            ids.append(tokens)
+        if padding:
+            rectangle, tokens = self._rectangle([], 1, padding)
+            rectangles.append(rectangle)
+            ids.append(tokens)
+        flat = FlatView(self.cache, rectangles)
+        out = self.model(torch.from_numpy(np.concatenate(ids)).unsqueeze(0), cache=flat, logits=False)
+        if self.recorder is not None:
+            self.recorder.record(flat, out)
+        return Forward(out.hidden[0], flat, ordered, first_row)
+
+    def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
+        """fp32 logits [len(rows), V] of some rows of hidden [M, D]."""
+        if self.compiled:
+            return predict(self.model, hidden, rows)
+        padded = rows + [rows[-1]] * (least_rows() - len(rows))
+        logits: Tensor = self.model.lm_head(hidden[padded])[: len(rows)].float()
+        return logits
+
+    def draft(self, done: Forward, next_ids: NDArray[np.int64]) -> Tensor:
+        """The hidden [M, D] that predict the token after `next_ids` [M], which follow the tokens of the forward."""
+        context = self.model.context((1, len(next_ids)), cache=done.view)
+        hidden, _ = self.model.predict_second(done.hidden.unsqueeze(0), torch.from_numpy(next_ids)[None], context)
+        return hidden[0]
+
+    def _group(self, span: Span) -> tuple[int, int]:
+        """Spans of one group are padded to the longest: none is more than twice as long as another."""
+        count = len(span.tokens)
+        if self.compiled:
+            return (count, 0) if count <= 2 else (count, id(span))  # loops need no rectangles
+        return count if count <= 2 else 1 + count.bit_length(), (span.end // self.cache.page_tokens).bit_length()
+
+    def _rectangle(
+        self, group: list[Span], width: int, padding: int
+    ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
+        """Pages and positions of the group's spans, padded to `width` tokens each, and their tokens; and `padding` idle
+        ones."""
+        rows = len(group) + padding
+        starts = np.zeros((rows, 1), dtype=np.int64)
+        tokens = np.zeros((rows, width), dtype=np.int64)
+        longest = max((span.start for span in group), default=0) + width
+        table = np.zeros((rows, -(-longest // self.cache.page_tokens)), dtype=np.int64)
+        for row, span in enumerate(group):
+            starts[row] = span.start
+            tokens[row, : len(span.tokens)] = span.tokens
+            pages = span.sequence.table[: table.shape[1]]
+            table[row, : len(pages)] = pages
+        return (table, starts + np.arange(width)), tokens.reshape(-1)
+
+
+def _width(group: list[Span]) -> int:
+    return max(len(span.tokens) for span in group)

@@ -1,0 +1,174 @@
+"""Who runs next: decoding first, then as much of the prompts as a step has room for.
+
+All pages of a prompt are taken when it is admitted, so only decoding can run out of them; the sequence that came last
+then gives its pages back and waits again, with all it has sampled. What it had computed is found by content, or
+computed anew to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from baleen.engine.pages import Key, PagePool
+from baleen.engine.params import EngineOptions
+from baleen.engine.runner import Span
+from baleen.engine.sequence import Sequence
+
+LEAST_CHUNK = 16
+"""Tokens of a prompt that go into a step, however long the step gets."""
+
+FIRST_CHUNK = 64
+
+
+class Scheduler:
+    """The waiting and the running sequences, and the pages they hold."""
+
+    def __init__(self, pool: PagePool, options: EngineOptions) -> None:
+        self.pool, self.options = pool, options
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self.admits = True
+        self._steps = 0
+        self._coming: set[Key] = set()
+        self._pace = Pace(options.prefill_share, options.chunk_tokens)
+
+    def plan(self) -> list[Span]:
+        """The spans of the next forward; empty when nothing waits or runs."""
+        # Counted from the last time that nothing ran, so that a run which is taken up again does the same.
+        self._steps = self._steps + 1 if self.running else 0
+        spans = []
+        for sequence in list(self.running):
+            if sequence.waiting_tokens == 1 and sequence.pages:
+                drafted = sequence.draft >= 0
+                if self._make_room(sequence, sequence.length + drafted):
+                    new = sequence.ids[-1:]
+                    tokens = np.append(new, np.int32(sequence.draft)) if drafted else new
+                    spans.append(Span(sequence, sequence.computed, tokens, drafted))
+        budget = self._pace.budget(decoding=len(spans))
+        for sequence in self.running:
+            if sequence.waiting_tokens > 1 and budget > 0:
+                spans.append(self._chunk(sequence, budget))
+                budget -= len(spans[-1].tokens)
+        if self.admits and self._steps % self.options.admit_every == 0:
+            for sequence in self._admissible():
+                if budget <= 0:
+                    break
+                if not self._admit(sequence):
+                    continue
+                spans.append(self._chunk(sequence, budget))
+                budget -= len(spans[-1].tokens)
+        return spans
+
+    def computed(self, spans: list[Span]) -> None:
+        """Says that the spans were forwarded; their full pages can be found from now on."""
+        for span in spans:
+            sequence = span.sequence
+            sequence.computed = span.end - span.drafted
+            self.register(sequence)
+
+    def observe(self, seconds: float, spans: list[Span]) -> None:
+        """Says how long the step took."""
+        self._pace.observe(seconds, spans)
+
+    def register(self, sequence: Sequence) -> None:
+        """Makes the full pages of what is computed known."""
+        full = sequence.computed // sequence.page_tokens
+        if full > sequence.registered:
+            keys = sequence.page_keys(full)
+            for place in range(sequence.registered, full):
+                self.pool.register(sequence.pages[place], keys[place])
+                self._coming.discard(keys[place])
+            sequence.registered = full
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes a sequence out, wherever it is; its pages are free."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._release(sequence)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Puts a running sequence back to the head of those that wait."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
+        """Sees to it that the sequence has pages for `tokens` tokens; False when it had to give up its own."""
+        missing = -(-tokens // sequence.page_tokens) - len(sequence.pages)
+        while missing > self.pool.available:
+            victim = self.running[-1]
+            self.preempt(victim)
+            if victim is sequence:
+                return False
+        sequence.hold([self.pool.take() for _ in range(missing)])
+        return True
+
+    def _admissible(self) -> list[Sequence]:
+        """Those waiting that have a place, in order, as long as there are any."""
+        free = self.options.max_running - len(self.running)
+        return list(self.waiting) if free > 0 else []
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Takes a waiting sequence in: with the pages of its beginning that are known, and new ones for the rest."""
+        if len(self.running) >= self.options.max_running:
+            return False
+        keys = sequence.page_keys((sequence.length - 1) // sequence.page_tokens)
+        found = self.pool.find(keys)
+        if len(found) < len(keys) and keys[len(found)] in self._coming:
+            return False  # another one computes the same beginning now
+        needed = -(-sequence.length // sequence.page_tokens) - len(found)
+        self.pool.share(found)
+        if needed + len(self.running) > self.pool.available and self.running:
+            self.pool.release(found)
+            return False
+        sequence.hold(found + [self.pool.take() for _ in range(needed)])
+        sequence.computed = len(found) * sequence.page_tokens
+        sequence.registered = len(found)
+        if sequence.reused < 0:
+            sequence.reused = sequence.computed
+        self._coming.update(keys[len(found) :])
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        return True
+
+    def _chunk(self, sequence: Sequence, budget: int) -> Span:
+        start = sequence.computed
+        return Span(sequence, start, sequence.ids[start : start + min(budget, sequence.waiting_tokens)])
+
+    def _release(self, sequence: Sequence) -> None:
+        self._coming.difference_update(sequence.keys[sequence.registered :])
+        self.pool.release(sequence.drop_pages())
+
+
+class Pace:
+    """How many prompt tokens a step takes beside decoding, so that it lasts at most `share` times a quiet step.
+
+    What is computed does not depend on it, only when.
+    """
+
+    def __init__(self, share: float | None, most: int) -> None:
+        self.share, self.most = share, most
+        self.tokens = float(min(FIRST_CHUNK, most))
+        self.quiet: float | None = None
+
+    def budget(self, decoding: int) -> int:
+        """Prompt tokens of the next step."""
+        return self.most if self.share is None or not decoding else int(self.tokens)
+
+    def observe(self, seconds: float, spans: list[Span]) -> None:
+        """Learns from a step."""
+        prompts = [span for span in spans if len(span.tokens) - span.drafted > 1]
+        decoding, prefilled = len(spans) - len(prompts), len(prompts)
+        if self.share is None or not decoding:
+            return
+        if not prefilled:
+            self.quiet = seconds if self.quiet is None else 0.9 * self.quiet + 0.1 * seconds
+        elif self.quiet is not None:
+            slow = seconds > self.share * self.quiet
+            self.tokens = min(self.most, max(LEAST_CHUNK, self.tokens * (0.7 if slow else 1.1)))
