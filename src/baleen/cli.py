@@ -7,6 +7,7 @@ traceback, because it is a fault to report.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -90,6 +91,10 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--environment", metavar="NAME", help="offer the tools of this environment, such as library")
     chat.set_defaults(command=_chat)
 
+    serve = commands.add_parser("serve", help="serve a model to OpenAI's clients, and a chat page")
+    _serve_arguments(serve)
+    serve.set_defaults(command=_serve)
+
     synth = commands.add_parser("synth", help="make environments and tasks")
     synth.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write tasks.jsonl in")
     synth.add_argument("--seed", type=int, default=0, help="the same seed gives the same tasks (default: 0)")
@@ -150,6 +155,33 @@ def _names(text: str) -> list[str]:
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe that comes with baleen (micro, nano) or a TOML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, such as run.seed=1")
+
+
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="model folder, such as runs/nano/final")
+    key = os.environ.get("BALEEN_API_KEY")
+    for name, default, note in (
+        ("host", "127.0.0.1", "address to listen on (default: this machine alone)"),
+        ("port", 8000, "0 takes a free one (default: 8000)"),
+        ("model-name", None, "what clients ask for (default: the folder's name)"),
+        ("api-key", key, "asked for (default: $BALEEN_API_KEY)"),
+        ("max-tokens", None, "longest sequence (default: the model's context)"),
+        ("max-running", 64, "sequences at once (default: 64)"),
+        ("max-waiting", 256, "sequences that wait, then 429 (default: 256)"),
+        ("memory", None, "GiB for the cache (default: a quarter of what is free)"),
+        ("threads", None, "of the engine (default: all cores but one)"),
+        ("request-seconds", 600.0, "longest request (default: 600)"),
+        ("drain-seconds", 30.0, "for running requests after SIGTERM (default: 30)"),
+    ):
+        kind = {"memory": float, "threads": int, "max-tokens": int}.get(name, str if default is None else type(default))
+        parser.add_argument(f"--{name}", default=default, type=kind, metavar="N" if kind is int else "X", help=note)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the parameters")
+    for name, note in (
+        ("no-thinking", "think only when a request asks for it"),
+        ("drafts", "draft with the multi-token-prediction layer"),
+        ("traces", "record experts and selections, for trainers"),
+    ):
+        parser.add_argument(f"--{name}", action="store_true", help=note)
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -227,6 +259,34 @@ def _chat(options: argparse.Namespace, began: float) -> None:
     from baleen.terminal import chat
 
     chat(options.path, thinking=not options.no_thinking, environment=options.environment)
+
+
+def _serve(options: argparse.Namespace, began: float) -> None:
+    from baleen.engine.params import EngineOptions
+    from baleen.server.serve import serve
+    from baleen.server.settings import PREFILL_SHARE, ServerSettings
+
+    settings = ServerSettings.read(
+        host=options.host,
+        port=options.port,
+        model_name=options.model_name,
+        api_key=options.api_key or None,
+        thinking=not options.no_thinking,
+        max_waiting=options.max_waiting,
+        request_seconds=options.request_seconds,
+        drain_seconds=options.drain_seconds,
+    )
+    engine = EngineOptions(
+        max_running=options.max_running,
+        max_tokens=options.max_tokens,
+        memory_bytes=None if options.memory is None else int(options.memory * (1 << 30)),
+        prefill_share=PREFILL_SHARE,
+        drafts=options.drafts,
+        threads=options.threads,
+        dtype=options.dtype,
+        traces=options.traces,
+    )
+    serve(options.path, settings, engine)
 
 
 def _synth(options: argparse.Namespace, began: float) -> None:

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MEBIBYTE = 1024 * 1024
+
+PREFILL_SHARE = 2.5
+"""A prompt makes a step of those who are reading their answers at most so many times longer."""
+
+
+class SettingsError(ValueError):
+    """A setting that makes no sense; the message names it."""
 
 
 class ServerSettings(BaseModel):
     """How the server behaves. The defaults suit one machine and callers that are trusted but may make mistakes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, **values: Any) -> ServerSettings:
+        """The settings. Raises `SettingsError`."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            name = "--" + str(wrong["loc"][0]).replace("_", "-")
+            raise SettingsError(f"{name} {wrong['input']}: {wrong['msg']}") from error
 
     host: str = "127.0.0.1"
     """The address to listen on. Give an `api_key` before you open it to a network: trainers' endpoints load weights."""
