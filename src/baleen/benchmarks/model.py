@@ -6,7 +6,6 @@ JSON with every raw timing, prints the figures with their targets, and draws cos
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from baleen.benchmarks.model_figures import Figure, figures
 from baleen.benchmarks.model_page import cost_lines, print_prefills, print_table, verdict, write_page, write_svg
 from baleen.benchmarks.model_parts import PARTS, QUICK_SIZES, Bench, Sizes
-from baleen.benchmarks.results import BenchmarkError, Results
+from baleen.benchmarks.results import Results, chosen_parts
 
 
 def bench_model(
@@ -27,12 +26,7 @@ def bench_model(
     `json_file` (default `out/model.json`) is added to when it exists. Raises `BenchmarkError` for an unknown part or a
     file of something else.
     """
-    parts = list(only) or list(PARTS)
-    for name in parts:
-        if name not in PARTS:
-            near = difflib.get_close_matches(name, PARTS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise BenchmarkError(f"no part {name!r}{hint} (there are {', '.join(PARTS)})")
+    parts = chosen_parts(only, PARTS)
     folder = out or Path("runs/bench")
     sizes = QUICK_SIZES if quick else Sizes()
     file = json_file or folder / ("model-quick.json" if quick else "model.json")
@@ -42,14 +36,13 @@ def bench_model(
     bench.results.save(machine=bench.results.content["machine"] | known)
     print(f"  matrix products are faster in {bench.fast_dtype}, which ours computes in", file=sys.stderr)
     began = time.perf_counter()
-    for name, measure in PARTS.items():
-        if name in parts:
-            part_began = time.perf_counter()
-            print(f"{name}:", file=sys.stderr, flush=True)
-            measure(bench)
-            took = time.perf_counter() - part_began
-            print(f"{name} took {took:.0f} s", file=sys.stderr, flush=True)
-            bench.results.save(figures=_as_rows(figures(bench)))
+    for name in parts:
+        part_began = time.perf_counter()
+        print(f"{name}:", file=sys.stderr, flush=True)
+        PARTS[name](bench)
+        took = time.perf_counter() - part_began
+        print(f"{name} took {took:.0f} s", file=sys.stderr, flush=True)
+        bench.results.save(figures=_as_rows(figures(bench)))
     made = figures(bench)
     _write(bench, made, folder)
     print_prefills(bench)

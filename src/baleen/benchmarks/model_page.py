@@ -51,8 +51,10 @@ class LengthScale(Scale):
 
 
 def verdict(one: Figure) -> str:
-    """Met, missed, or not measured."""
-    return "not measured" if one.met is None else "met" if one.met else "missed"
+    """Met, missed, shown where there is no target, or not measured."""
+    if one.met is not None:
+        return "met" if one.met else "missed"
+    return "not measured" if one.target != "–" or one.ratio is None else "shown"
 
 
 def ratio_text(one: Figure) -> str:

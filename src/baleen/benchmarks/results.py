@@ -6,13 +6,14 @@ measures again; each measurement keeps its own date and commit, so a merged file
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,16 @@ from baleen.training.records import write_json_atomic
 
 class BenchmarkError(ValueError):
     """A mistake in how the benchmark was called."""
+
+
+def chosen_parts(only: Sequence[str], parts: Collection[str]) -> list[str]:
+    """The parts to measure, in their order: those of `only`, or all. Raises `BenchmarkError` for an unknown one."""
+    for name in only:
+        if name not in parts:
+            near = difflib.get_close_matches(name, parts, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BenchmarkError(f"no part {name!r}{hint} (there are {', '.join(parts)})")
+    return [name for name in parts if name in only or not only]
 
 
 class Results:

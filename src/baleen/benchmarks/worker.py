@@ -26,6 +26,14 @@ MEASURES = {
     "peer_choice": ("peer", "fastest_form"),
     "peer_prefill": ("peer", "prefill_cost"),
     "peer_pretrain": ("peer", "pretraining_rate"),
+    "serve_throughput": ("serve_load", "throughput"),
+    "serve_prefix": ("serve_load", "prefix"),
+    "serve_beside": ("serve_load", "beside"),
+    "serve_soak": ("serve_soak", "soak"),
+    "serve_alone": ("serve_engine", "alone"),
+    "serve_drafts": ("serve_engine", "drafted"),
+    "serve_traces": ("serve_engine", "traced"),
+    "serve_peer": ("serve_peer", "generated"),
 }
 """Module and function by name; imported when asked for, as the imports take a second in which the parent may end."""
 
@@ -38,11 +46,12 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     return measured
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Has this process killed when the one that started it ends."""
     with contextlib.suppress(AttributeError, OSError):  # systems without prctl
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    _end_with_parent()
+    end_with_parent()
     print(json.dumps(main(json.loads(sys.argv[1]))))

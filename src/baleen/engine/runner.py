@@ -20,7 +20,7 @@ from torch import Tensor
 from baleen.engine.recorder import Recorder
 from baleen.engine.sequence import Sequence
 from baleen.model.cache import FlatView, LatentCache
-from baleen.model.compiled import predict, takes_loops
+from baleen.model.compiled import CompiledNetwork, takes_loops
 from baleen.model.network import Model
 from baleen.ops.invariance import least_rows
 
@@ -60,7 +60,7 @@ class Runner:
 
     def __init__(self, model: Model, cache: LatentCache, recorder: Recorder | None, drafts: bool) -> None:
         self.model, self.cache, self.recorder, self.drafts = model, cache, recorder, drafts
-        self.compiled = takes_loops(model.config, model.compute_dtype, model.frequencies.device)
+        self.compiled = takes_loops(model)
 
     def forward(self, spans: Many[Span]) -> Forward:
         """Forwards all spans at once; what is left in the cache are their rows and records."""
@@ -95,7 +95,7 @@ class Runner:
     def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """fp32 logits [len(rows), V] of some rows of hidden [M, D]."""
         if self.compiled:
-            return predict(self.model, hidden, rows)
+            return torch.from_numpy(CompiledNetwork.of(self.model).logits(hidden.numpy()[rows]))
         padded = rows + [rows[-1]] * (least_rows() - len(rows))
         logits: Tensor = self.model.lm_head(hidden[padded])[: len(rows)].float()
         return logits

@@ -168,8 +168,14 @@ class FlatView(_View):
         every = flat[0] if len(flat) == 1 else np.concatenate(flat)
         self.length = int(every.max()) + 1
         pages = self.tables[self.owners, every // cache.page_tokens]
-        self.positions = torch.from_numpy(every).unsqueeze(0)
-        self.places = torch.from_numpy(pages * cache.page_tokens + every % cache.page_tokens)
+        self.positions_array = every
+        self.places_array = pages * cache.page_tokens + every % cache.page_tokens
+        self.positions, self.places = torch.from_numpy(every).unsqueeze(0), torch.from_numpy(self.places_array)
+
+    def rows_of(self, layer: int) -> tuple[NDArray, NDArray]:
+        """Rows [N, W] and index keys [N, D] of the whole cache as arrays."""
+        kept = self.cache.layers[layer]
+        return kept.rows.flatten(0, 1).numpy(), kept.index_k.flatten(0, 1).numpy()
 
     @cached_property
     def tables(self) -> NDArray[np.int64]:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from baleen.model.attention import Attention, AttentionContext, IndexerLoss
 from baleen.model.cache import CacheView, FlatView
-from baleen.model.compiled import norm, run_layer, takes_loops
+from baleen.model.compiled import CompiledNetwork, takes_loops
 from baleen.model.config import ModelConfig
 from baleen.model.layers import Cast, FeedForward, Linear, RMSNorm
 from baleen.model.moe import MoE
-from baleen.model.rotary import rotary_frequencies, rotary_table
+from baleen.model.rotary import RotaryCache, rotary_frequencies, rotary_table
 from baleen.ops.visibility import Visibility
 
 
@@ -71,8 +71,6 @@ class Layer(nn.Module):
         self, x: Tensor, context: AttentionContext, experts: Tensor | None, selected: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """x [B, S, D] -> x [B, S, D], experts [B, S, K] or None, selected, KL."""
-        if context.compiled:
-            return *run_layer(self, x, context, selected), None
         attended, selected, kl = self.self_attn(self.input_layernorm(x), context, selected)
         x = x + attended
         normed = self.post_attention_layernorm(x)
@@ -121,6 +119,7 @@ class Model(nn.Module):
         self.mtp = MultiTokenPrediction(config) if config.num_nextn_predict_layers else None
         frequencies, self.rotary_factor = rotary_frequencies(config)
         self.register_buffer("frequencies", frequencies, persistent=False)
+        self._rotations = RotaryCache()
 
     def initialise(self, seed: int) -> None:
         """Fresh weights: normal with `initializer_range`, the projections into the residual stream scaled by depth."""
@@ -167,7 +166,10 @@ class Model(nn.Module):
             seen = replace(Visibility.causal(shape[1], device), subtree_end=subtree_end)
         if position_ids is None:
             position_ids = seen.positions
-        cos, sin = rotary_table(position_ids, self.frequencies, self.rotary_factor)
+        if isinstance(cache, FlatView):
+            cos, sin = self._rotations.at(position_ids, cache.length, self.frequencies, self.rotary_factor)
+        else:
+            cos, sin = rotary_table(position_ids, self.frequencies, self.rotary_factor)
         return AttentionContext(
             cos=cos,
             sin=sin,
@@ -177,7 +179,7 @@ class Model(nn.Module):
             compiled=sparse is not False
             and isinstance(cache, FlatView)
             and not torch.is_grad_enabled()
-            and takes_loops(self.config, self.compute_dtype, device),
+            and takes_loops(self),
             indexer_loss=indexer_loss,
             indexer_stride=indexer_stride,
             indexer_offset=indexer_offset,
@@ -211,6 +213,8 @@ class Model(nn.Module):
             indexer_offset=indexer_offset,
             probe=probe,
         )
+        if context.compiled:
+            return self._run_compiled(input_ids, context, logits)
         x = self.embed_tokens(input_ids)
         out = Output(hidden=x, logits=x.new_empty(0))
         selected = None
@@ -228,10 +232,23 @@ class Model(nn.Module):
             if kl is not None:
                 out.indexer_kl.append(kl)
             out.selected.append(selected)
-        out.hidden = norm(self.norm, x) if context.compiled else self.norm(x)
+        out.hidden = self.norm(x)
         if logits:
             out.logits = self.lm_head(out.hidden).float()
         return out
+
+    def _run_compiled(self, input_ids: Tensor, context: AttentionContext, logits: bool) -> Output:
+        """The same for a flat list [1, M] of a small network, in compiled loops."""
+        assert isinstance(context.cache, FlatView)
+        network = CompiledNetwork.of(self)
+        made = network.forward(input_ids[0].numpy(), context.cache, context.cos[0].numpy(), context.sin[0].numpy())
+        hidden = torch.from_numpy(made.hidden).unsqueeze(0)
+        return Output(
+            hidden=hidden,
+            logits=torch.from_numpy(network.logits(made.hidden)).unsqueeze(0) if logits else hidden.new_empty(0),
+            experts=[torch.from_numpy(each).unsqueeze(0) for each in made.experts],
+            selected=[torch.from_numpy(each).unsqueeze(0) for each in made.selected],
+        )
 
     def predict_second(
         self, hidden: Tensor, next_ids: Tensor, context: AttentionContext
@@ -240,5 +257,10 @@ class Model(nn.Module):
         `next_ids` [B, S], and its experts. A context with a cache (made with `drafts`) drafts while decoding."""
         if self.mtp is None:
             raise ValueError("this model has no multi-token-prediction layer (num_nextn_predict_layers is 0)")
+        if context.compiled and isinstance(context.cache, FlatView):
+            made = CompiledNetwork.of(self).second_hidden(
+                hidden[0].numpy(), next_ids[0].numpy(), context.cache, context.cos[0].numpy(), context.sin[0].numpy()
+            )
+            return torch.from_numpy(made).unsqueeze(0), None
         second, experts = self.mtp(hidden, self.embed_tokens(next_ids), context)
         return second, experts

@@ -49,6 +49,20 @@ def rotary_table(position_ids: Tensor, frequencies: Tensor, factor: float) -> tu
     return angles.cos() * factor, angles.sin() * factor
 
 
+class RotaryCache:
+    """Tables of the first positions, kept: a decoding step looks a few up rather than making them anew."""
+
+    def __init__(self) -> None:
+        self.cos = self.sin = torch.empty(0, 0)
+
+    def at(self, positions: Tensor, length: int, frequencies: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        """As `rotary_table` for positions [B, S] below `length`."""
+        if self.cos.shape[0] < length or self.cos.device != frequencies.device:
+            every = torch.arange(max(length, 2 * self.cos.shape[0]), device=frequencies.device)
+            self.cos, self.sin = rotary_table(every, frequencies, factor)
+        return self.cos[positions], self.sin[positions]
+
+
 def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates x [B, S, H, R], pairs of neighbouring dims; the result's dims are in half-split order."""
     return _rotate(x[..., 0::2], x[..., 1::2], cos, sin)

@@ -1,7 +1,7 @@
 """The compiled loops themselves. Imported only where numba is installed; `compiled.py` says when they are taken.
 
-Products take four rows at a time against one row of the weight, which is read once for them; a block that is not full
-repeats its last row, so that every row runs through the same instructions and its bits depend on nothing but itself.
+Products take four rows at a time against two rows of the weight; a block that is not full repeats its last row, so that
+every row runs through the same instructions and its bits depend on nothing but itself.
 Weights are used as torch stores them, [out, in].
 """
 
@@ -29,25 +29,26 @@ inlined: Any = numba.njit(fastmath=FAST, nogil=True, cache=True, error_model="nu
 def product(x: Any, weight: Any, out: Any) -> None:
     """out [M, N] = x [M, K] weight [N, K]^T."""
     rows, depth = x.shape
-    for n in range(weight.shape[0]):
-        w = weight[n]
+    outputs = weight.shape[0]
+    for n in range(0, outputs, 2):
+        other = min(n + 1, outputs - 1)
+        v, w = weight[n], weight[other]
         for m in range(0, rows, 4):
-            last = rows - 1
-            a, b, c, d = x[m], x[min(m + 1, last)], x[min(m + 2, last)], x[min(m + 3, last)]
+            m1, m2, m3 = min(m + 1, rows - 1), min(m + 2, rows - 1), min(m + 3, rows - 1)
+            a, b, c, d = x[m], x[m1], x[m2], x[m3]
             p, q, r, s = F(0), F(0), F(0), F(0)
+            t, u, y, z = F(0), F(0), F(0), F(0)
             for k in range(depth):
-                v = w[k]
-                p += a[k] * v
-                q += b[k] * v
-                r += c[k] * v
-                s += d[k] * v
-            out[m, n] = p
-            if m + 1 < rows:
-                out[m + 1, n] = q
-            if m + 2 < rows:
-                out[m + 2, n] = r
-            if m + 3 < rows:
-                out[m + 3, n] = s
+                p += a[k] * v[k]
+                q += b[k] * v[k]
+                r += c[k] * v[k]
+                s += d[k] * v[k]
+                t += a[k] * w[k]
+                u += b[k] * w[k]
+                y += c[k] * w[k]
+                z += d[k] * w[k]
+            out[m3, n], out[m2, n], out[m1, n], out[m, n] = s, r, q, p
+            out[m3, other], out[m2, other], out[m1, other], out[m, other] = z, y, u, t
 
 
 @loop
