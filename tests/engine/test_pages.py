@@ -75,7 +75,9 @@ class Pool(RuleBasedStateMachine):
     @rule(data=st.data())
     def find_and_share(self, data):
         """Someone new finds a beginning: as much of it as is known without a gap."""
-        keys = data.draw(st.lists(st.sampled_from([*sorted(self.known), b"unknown"]), min_size=1, max_size=4, unique=True))
+        keys = data.draw(
+            st.lists(st.sampled_from([*sorted(self.known), b"unknown"]), min_size=1, max_size=4, unique=True)
+        )
         wanted = []
         for key in keys:
             if key not in self.known:

@@ -59,6 +59,8 @@ def drafted(*, path: str, batches: Sequence[int], prompts: int, max_tokens: int,
         name: Engine(load_model(path), tokenizer, EngineOptions(traces=False, drafts=name == "on"))
         for name in ("off", "on")
     }
+    for engine in engines.values():
+        _answers(engine, asked[:1], 1, WARMUP_TOKENS)
     found: dict[str, Any] = {}
     for batch in batches:
         rates: dict[str, list[float]] = {name: [] for name in engines}

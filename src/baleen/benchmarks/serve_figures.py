@@ -139,7 +139,9 @@ def _growth(entry: Answers, blank: Figure) -> Figure:
     worst = max(growth, key=lambda name: float(growth[name]))
     parts = [f"{name} {growth[name]:.3f} times, at most {peak[name] / 1e6:,.0f} MB" for name in growth]
     note = f"the most of the last quarter against the second one: {'; '.join(parts)}"
-    return replace(blank, ours=worst, ratio=growth[worst], met=growth[worst] <= GROWTH_TARGET, note=note)
+    return replace(
+        blank, ours=f"{peak[worst] / 1e6:,.0f} MB", ratio=growth[worst], met=growth[worst] <= GROWTH_TARGET, note=note
+    )
 
 
 def _done(blank: Figure, ours: str, peer: str, ratio: float, met: bool, note: str) -> Figure:

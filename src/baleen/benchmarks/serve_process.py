@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -43,20 +44,20 @@ def served(path: str, options: Mapping[str, object]) -> Iterator[Served]:
     """
     command = [sys.executable, "-P", "-m", "baleen", "serve", path, "--port", "0", *_arguments(options)]
     environment = {name: value for name, value in os.environ.items() if name != "BALEEN_API_KEY"}
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=end_with_parent,
-    ) as process:
+    # What it says goes to a file: a pipe that nobody reads would stop it one day.
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment, preexec_fn=end_with_parent
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
             if " on http://" not in line:
-                said = process.communicate()[1].strip().splitlines()
-                raise RuntimeError(f"the server did not start: {said[-1] if said else line!r}")
+                process.wait(END_SECONDS)
+                said.seek(0)
+                raise RuntimeError(f"the server did not start: {(said.read().splitlines() or [line])[-1]}")
             host, _, port = line.split()[-1].removeprefix("http://").rpartition(":")
             yield Served(process, Address(host, int(port)))
         finally:

@@ -270,7 +270,7 @@ class Engine:
     def _finish(self, sequence: Sequence) -> None:
         experts = selected = None
         if sequence.params.trace and self.recorder is not None and sequence.pages:
-            experts, selected = self.recorder.of(sequence.table, min(sequence.computed, sequence.length - 1))
+            experts, selected = self.recorder.of(sequence.pages, min(sequence.computed, sequence.length - 1))
         kept_ids, kept_offsets = join_kept(sequence.kept)
         self.cached_tokens += max(sequence.reused, 0)
         sequence.generation = Generation(

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -39,9 +38,9 @@ class Recorder:
         if self.selected is not None:
             self._keep(self.selected, view, [each for each in out.selected if each is not None])
 
-    def of(self, table: NDArray[np.int64], tokens: int) -> tuple[NDArray | None, NDArray | None]:
+    def of(self, pages: list[int], tokens: int) -> tuple[NDArray | None, NDArray | None]:
         """The records of the first `tokens` tokens of the sequence with these pages."""
-        return self._read(self.experts, table, tokens), self._read(self.selected, table, tokens)
+        return self._read(self.experts, pages, tokens), self._read(self.selected, pages, tokens)
 
     @staticmethod
     def _keep(record: Tensor, view: FlatView, layers: list[Tensor]) -> None:
@@ -49,11 +48,11 @@ class Recorder:
         record.flatten(0, 1).index_copy_(0, view.places, made)
 
     @staticmethod
-    def _read(record: Tensor | None, table: NDArray[np.int64], tokens: int) -> NDArray | None:
+    def _read(record: Tensor | None, pages: list[int], tokens: int) -> NDArray | None:
         if record is None:
             return None
-        pages = torch.from_numpy(table[: -(-tokens // record.shape[1])])
-        return record.index_select(0, pages).flatten(0, 1)[:tokens].numpy()
+        used = torch.tensor(pages[: -(-tokens // record.shape[1])], dtype=torch.int64)
+        return record.index_select(0, used).flatten(0, 1)[:tokens].numpy()
 
 
 def _shapes(config: ModelConfig, max_tokens: int) -> tuple[tuple[int, int], tuple[int, int], torch.dtype]:

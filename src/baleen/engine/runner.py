@@ -86,7 +86,7 @@ class Runner:
             rectangle, tokens = self._rectangle([], 1, padding)
             rectangles.append(rectangle)
             ids.append(tokens)
-        flat = FlatView(self.cache, rectangles)
+        flat = FlatView(self.cache, rectangles, compiled=self.compiled)
         out = self.model(torch.from_numpy(np.concatenate(ids)).unsqueeze(0), cache=flat, logits=False)
         if self.recorder is not None:
             self.recorder.record(flat, out)
@@ -119,16 +119,15 @@ class Runner:
         """Pages and positions of the group's spans, padded to `width` tokens each, and their tokens; and `padding` idle
         ones."""
         rows = len(group) + padding
-        starts = np.zeros((rows, 1), dtype=np.int64)
-        tokens = np.zeros((rows, width), dtype=np.int64)
-        longest = max((span.start for span in group), default=0) + width
+        starts = np.array([span.start for span in group] + [0] * padding, dtype=np.int64)
+        longest = int(starts.max()) + width
         table = np.zeros((rows, -(-longest // self.cache.page_tokens)), dtype=np.int64)
+        tokens = np.zeros((rows, width), dtype=np.int64)
         for row, span in enumerate(group):
-            starts[row] = span.start
-            tokens[row, : len(span.tokens)] = span.tokens
-            pages = span.sequence.table[: table.shape[1]]
+            pages = span.sequence.pages[: table.shape[1]]
             table[row, : len(pages)] = pages
-        return (table, starts + np.arange(width)), tokens.reshape(-1)
+            tokens[row, : len(span.tokens)] = span.tokens
+        return (table, starts[:, None] + np.arange(width)), tokens.reshape(-1)
 
 
 def _width(group: list[Span]) -> int:

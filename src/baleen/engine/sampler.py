@@ -38,17 +38,17 @@ class Drawn:
 @torch.no_grad()
 def draw(logits: Tensor, sequences: Many[Sequence], ends: frozenset[int]) -> list[Drawn]:
     """Samples the next token of each sequence from logits [B, V] (fp32, changed in place)."""
+    uniform = np.array([sequence.uniforms[sequence.sampled] for sequence in sequences])
+    params = [sequence.params for sequence in sequences]
+    if all(sequence.plain for sequence in sequences) and is_installed():
+        return _draw_all(logits, params, uniform)
     for row, sequence in enumerate(sequences):
         if sequence.params.shifts:
             _shift(logits[row], sequence, ends)
         if sequence.matcher is not None:
             logits[row].masked_fill_(torch.from_numpy(~sequence.matcher.mask()), -torch.inf)
-    params = [sequence.params for sequence in sequences]
-    uniform = np.array([sequence.uniforms[sequence.sampled] for sequence in sequences])
     # A row's form depends on its own request alone, or its last bits would depend on its neighbours.
     form = [_draw_all if is_installed() and not p.cuts else _draw_cut for p in params]
-    if all(each is _draw_all for each in form) and not any(p.top_logprobs for p in params):
-        return _draw_all(logits, params, uniform)
     return [
         form[row](logits[row : row + 1], params[row : row + 1], uniform[row : row + 1])[0] for row in range(len(params))
     ]

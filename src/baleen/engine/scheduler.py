@@ -101,6 +101,8 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:
         """Sees to it that the sequence has pages for `tokens` tokens; False when it had to give up its own."""
         missing = -(-tokens // sequence.page_tokens) - len(sequence.pages)
+        if missing <= 0:
+            return True
         while missing > self.pool.available:
             victim = self.running[-1]
             self.preempt(victim)

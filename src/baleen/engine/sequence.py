@@ -82,9 +82,11 @@ class Sequence:
         room = min(self.capacity, self.length + self.params.max_tokens)
         self._all = np.zeros(room, dtype=np.int32)
         self._all[: self.length] = self.prompt
-        self.table = np.zeros(-(-(room + 1) // self.page_tokens), dtype=np.int64)
         self.uniforms = np.random.Generator(np.random.Philox(self.params.seed)).random(room - self.length + 1)
         self.counts: dict[int, int] = {}
+        params = self.params
+        self.plain = not (params.cuts or params.shifts or params.top_logprobs or params.grammar)
+        """Sampled from the whole distribution as it is."""
 
     @property
     def ids(self) -> NDArray[np.int32]:
@@ -130,13 +132,11 @@ class Sequence:
 
     def hold(self, pages: list[int]) -> None:
         """Some more pages, behind those it has."""
-        self.table[len(self.pages) : len(self.pages) + len(pages)] = pages
         self.pages += pages
 
     def drop_pages(self) -> list[int]:
         """Gives up all pages, to be computed again later."""
         pages, self.pages = self.pages, []
-        self.table[:] = 0
         self.computed, self.registered, self.draft = 0, 0, -1
         return pages
 

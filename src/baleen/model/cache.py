@@ -159,17 +159,24 @@ class FlatView(_View):
     """New tokens of many sequences as one list [1, M], made of rectangles: (table [B, P], positions [B, T]) each.
 
     Each token's outcome is the same whatever else is in the list: `model/attention.py` takes one form for all of them,
-    over a selection of always `index_topk` places.
+    over a selection of always `index_topk` places. With `compiled` the network runs in compiled loops
+    (`compiled.takes_loops` says whether it can).
     """
 
-    def __init__(self, cache: LatentCache, rectangles: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> None:
-        self.cache, self.rectangles = cache, rectangles
+    def __init__(
+        self,
+        cache: LatentCache,
+        rectangles: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self.cache, self.rectangles, self.compiled = cache, rectangles, compiled
         flat = [positions.reshape(-1) for _, positions in rectangles]
         every = flat[0] if len(flat) == 1 else np.concatenate(flat)
+        page, place = np.divmod(every, cache.page_tokens)
         self.length = int(every.max()) + 1
-        pages = self.tables[self.owners, every // cache.page_tokens]
         self.positions_array = every
-        self.places_array = pages * cache.page_tokens + every % cache.page_tokens
+        self.places_array = self.tables[self.owners, page] * cache.page_tokens + place
         self.positions, self.places = torch.from_numpy(every).unsqueeze(0), torch.from_numpy(self.places_array)
 
     def rows_of(self, layer: int) -> tuple[NDArray, NDArray]:
@@ -189,8 +196,12 @@ class FlatView(_View):
     @cached_property
     def owners(self) -> NDArray[np.int64]:
         """[M] the row in `tables` of each token's sequence."""
-        shapes = np.array([positions.shape for _, positions in self.rectangles])
-        return np.repeat(np.arange(shapes[:, 0].sum()), np.repeat(shapes[:, 1], shapes[:, 0]))
+        owners, first = [], 0
+        for _, positions in self.rectangles:
+            rows, width = positions.shape
+            owners.append(np.repeat(np.arange(first, first + rows), width))
+            first += rows
+        return owners[0] if len(owners) == 1 else np.concatenate(owners)
 
     @cached_property
     def parts(self) -> list[tuple[slice, CacheView]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -73,12 +73,12 @@ class CompiledNetwork:
     place are seen."""
 
     def __init__(self, model: Model) -> None:
-        config = self.config = model.config
+        config = model.config
         self.addresses = _addresses(model)
         self.embedding = _array(model.embed_tokens.weight)
         self.norm, self.eps = _array(model.norm.weight), np.float32(model.norm.eps)
         self.head = _array(model.lm_head.weight)
-        self.layers = [_CompiledLayer(layer, config) for layer in model.layers]
+        self.layers = [_CompiledLayer(cast("Layer", layer), config) for layer in model.layers]
         self.shared = [config.index_shared(layer) for layer in range(config.num_hidden_layers)]
         if model.mtp is not None:
             self.second = _CompiledLayer(model.mtp.layer, config)
@@ -157,7 +157,7 @@ class _CompiledLayer:
         self.kv_b, self.o_proj = _array(attention.kv_b_proj.weight), _array(attention.o_proj.weight)
         dense = mlp.shared_experts if isinstance(mlp, MoE) else mlp
         self.has_dense = isinstance(dense, FeedForward)
-        self.dense = (_MATRIX,) * 3
+        self.dense: tuple[NDArray, ...] = (_MATRIX,) * 3
         if isinstance(dense, FeedForward):
             self.dense = _arrays(dense.gate_proj.weight, dense.up_proj.weight, dense.down_proj.weight)
         self.routed: tuple[NDArray, ...] = ()

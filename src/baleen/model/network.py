@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from baleen.model.attention import Attention, AttentionContext, IndexerLoss
 from baleen.model.cache import CacheView, FlatView
-from baleen.model.compiled import CompiledNetwork, takes_loops
+from baleen.model.compiled import CompiledNetwork
 from baleen.model.config import ModelConfig
 from baleen.model.layers import Cast, FeedForward, Linear, RMSNorm
 from baleen.model.moe import MoE
@@ -176,10 +176,10 @@ class Model(nn.Module):
             seen=seen,
             sparse=self.config.sparse if sparse is None else sparse,
             cache=cache,
-            compiled=sparse is not False
-            and isinstance(cache, FlatView)
-            and not torch.is_grad_enabled()
-            and takes_loops(self),
+            compiled=isinstance(cache, FlatView)
+            and cache.compiled
+            and sparse is not False
+            and not torch.is_grad_enabled(),
             indexer_loss=indexer_loss,
             indexer_stride=indexer_stride,
             indexer_offset=indexer_offset,
