@@ -60,28 +60,27 @@ SHAPES = {
 }
 
 
-def flat(model, lengths, page_tokens=4, start=0, cache=None):
+def flat(model, lengths, page_tokens=4, loops=True):
     """A list of sequences that have pages in no order, and the cache it writes to."""
     most = max(lengths)
     per = -(-most // page_tokens)
-    cache = cache or LatentCache(model.config, 1 + per * len(lengths), page_tokens, torch.float32, drafts=True)
+    cache = LatentCache(model.config, 1 + per * len(lengths), page_tokens, torch.float32, drafts=True)
     pages = 1 + np.random.default_rng(7).permutation(per * len(lengths))
     rectangles = [
-        (pages[None, row * per : (row + 1) * per].astype(np.int64), np.arange(start, length)[None])
+        (pages[None, row * per : (row + 1) * per].astype(np.int64), np.arange(length)[None])
         for row, length in enumerate(lengths)
     ]
-    return FlatView(cache, rectangles), cache
+    return FlatView(cache, rectangles, compiled=loops), cache
 
 
-def both_forms(model, lengths, monkeypatch, seed=0):
-    """(Output, cache) of the same list as loops and as torch's operations."""
+def both_forms(model, lengths, seed=0):
+    """(Output, cache, ids, view) of the same list as loops and as torch's operations."""
     ids = torch.from_numpy(np.random.default_rng(seed).integers(2, 120, size=(1, sum(lengths))))
     made = []
     for loops in (True, False):
-        with monkeypatch.context() as patch, torch.no_grad():
-            patch.setattr(compiled, "is_installed", lambda loops=loops: loops)
-            view, cache = flat(model, lengths)
-            assert model.context((1, 1), cache=view).compiled == loops
+        with torch.no_grad():
+            view, cache = flat(model, lengths, loops=loops)
+            assert model.context((1, sum(lengths)), cache=view).compiled == loops
             made.append((model(ids, cache=view), cache, ids, view))
     return made
 
@@ -96,9 +95,9 @@ def assert_same(loops, plain):
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
-def test_loops_compute_what_the_network_defines(changes, monkeypatch):
+def test_loops_compute_what_the_network_defines(changes):
     model = tiny_model(1, **changes)
-    (loops, kept, *_), (plain, wanted, *_) = both_forms(model, [31, 1, 14, 26], monkeypatch)
+    (loops, kept, *_), (plain, wanted, *_) = both_forms(model, [31, 1, 14, 26])
     assert_same(loops, plain)
     for one, other in zip(kept.layers, wanted.layers, strict=True):
         torch.testing.assert_close(one.rows, other.rows, atol=1e-5, rtol=1e-5)
@@ -128,27 +127,26 @@ def test_loops_compute_what_the_network_defines(changes, monkeypatch):
     st.integers(0, 99),
 )
 def test_loops_compute_what_a_network_of_any_size_defines(changes, lengths, seed):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        (loops, *_), (plain, *_) = both_forms(tiny_model(seed, **changes), lengths, monkeypatch, seed)
-        # A near tie may fall the other way by a rounding, and then all that follows is another computation.
-        near = any(
-            not torch.equal(one, other)
-            for one, other in (
-                *zip(loops.experts, plain.experts, strict=True),
-                *zip(loops.selected, plain.selected, strict=True),
-            )
+    (loops, *_), (plain, *_) = both_forms(tiny_model(seed, **changes), lengths, seed)
+    # A near tie may fall the other way by a rounding, and then all that follows is another computation.
+    near = any(
+        not torch.equal(one, other)
+        for one, other in (
+            *zip(loops.experts, plain.experts, strict=True),
+            *zip(loops.selected, plain.selected, strict=True),
         )
-        if not near:
-            torch.testing.assert_close(loops.logits, plain.logits, atol=2e-5, rtol=2e-5)
-        else:
-            differing = [
-                (one != other).any(-1).float().mean().item()
-                for one, other in (
-                    *zip(loops.experts[:1], plain.experts[:1], strict=True),
-                    *zip(loops.selected[:1], plain.selected[:1], strict=True),
-                )
-            ]
-            assert max(differing) < 0.1
+    )
+    if not near:
+        torch.testing.assert_close(loops.logits, plain.logits, atol=2e-5, rtol=2e-5)
+    else:
+        differing = [
+            (one != other).any(-1).float().mean().item()
+            for one, other in (
+                *zip(loops.experts[:1], plain.experts[:1], strict=True),
+                *zip(loops.selected[:1], plain.selected[:1], strict=True),
+            )
+        ]
+        assert max(differing) < 0.1
 
 
 def test_a_list_that_continues_is_as_one_in_one_piece():
@@ -161,7 +159,7 @@ def test_a_list_that_continues_is_as_one_in_one_piece():
         parts = [[], []]
         for start, end in ((0, 9), (9, 10), (10, 17)):
             table = [rectangle[0] for rectangle in first.rectangles]
-            part = FlatView(cache, [(each, np.arange(start, end)[None]) for each in table])
+            part = FlatView(cache, [(each, np.arange(start, end)[None]) for each in table], compiled=True)
             hidden = model(torch.cat([each[start:end] for each in ids])[None], cache=part).hidden[0]
             for row, piece in enumerate(hidden.split(end - start)):
                 parts[row].append(piece)
@@ -169,34 +167,33 @@ def test_a_list_that_continues_is_as_one_in_one_piece():
     assert torch.equal(torch.cat(parts[1]), whole.hidden[0, 30:])
 
 
-def test_the_draft_layer_is_the_networks_too(monkeypatch):
+def test_the_draft_layer_is_the_networks_too():
     model = tiny_model(4, num_nextn_predict_layers=1, indexer_types=("full", "shared", "shared"))
     drafted = []
-    for (out, _, ids, view), loops in zip(both_forms(model, [29, 8], monkeypatch), (True, False), strict=True):
-        with monkeypatch.context() as patch, torch.no_grad():
-            patch.setattr(compiled, "is_installed", lambda loops=loops: loops)
+    for out, _, ids, view in both_forms(model, [29, 8]):
+        with torch.no_grad():
             drafted.append(model.predict_second(out.hidden, ids.roll(-1, 1), model.context((1, 37), cache=view))[0])
     torch.testing.assert_close(*drafted, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_weights_that_are_updated_in_place_are_seen(monkeypatch):
+def test_weights_that_are_updated_in_place_are_seen():
     model = tiny_model(5)
-    (before, *_), _ = both_forms(model, [20], monkeypatch)
+    (before, *_), _ = both_forms(model, [20])
     for value in model.state_dict().values():
         value.mul_(1.1).add_(0.01)
-    (loops, *_), (plain, *_) = both_forms(model, [20], monkeypatch)
+    (loops, *_), (plain, *_) = both_forms(model, [20])
     assert_same(loops, plain)
     assert (before.logits - loops.logits).abs().max() > 0.01
 
 
-def test_weights_that_are_replaced_are_seen(monkeypatch):
+def test_weights_that_are_replaced_are_seen():
     model, other = tiny_model(6), tiny_model(7)
-    both_forms(model, [20], monkeypatch)
+    both_forms(model, [20])
     model.load_state_dict(other.state_dict(), assign=True)
-    (loops, *_), (plain, *_) = both_forms(model, [20], monkeypatch)
+    (loops, *_), (plain, *_) = both_forms(model, [20])
     assert_same(loops, plain)
-    assert torch.equal(loops.logits, both_forms(other, [20], monkeypatch)[0][0].logits)
+    assert torch.equal(loops.logits, both_forms(other, [20])[0][0].logits)
 
 
 @pytest.mark.parametrize(
@@ -213,14 +210,14 @@ def test_weights_that_are_replaced_are_seen(monkeypatch):
         "mlp.shared_experts.up_proj.weight",
     ],
 )
-def test_one_parameter_that_is_replaced_is_seen(name, monkeypatch):
+def test_one_parameter_that_is_replaced_is_seen(name):
     model = tiny_model(8)
-    both_forms(model, [20], monkeypatch)
+    both_forms(model, [20])
     place, _, last = name.rpartition(".")
     module = model.layers[1].get_submodule(place)
     new = torch.randn(getattr(module, last).shape, generator=torch.Generator().manual_seed(1)) * 0.2
     setattr(module, last, nn.Parameter(new) if last in module._parameters else new)
-    (loops, *_), (plain, *_) = both_forms(model, [20], monkeypatch)
+    (loops, *_), (plain, *_) = both_forms(model, [20])
     assert_same(loops, plain)
 
 
@@ -238,16 +235,16 @@ def test_loops_are_not_taken_for_what_they_do_not_compute():
         assert not compiled.takes_loops(tiny_model(**changes)), changes
 
 
-def test_a_model_that_ran_in_loops_can_be_copied(monkeypatch):
+def test_a_model_that_ran_in_loops_can_be_copied():
     model = tiny_model(9)
-    (before, *_), _ = both_forms(model, [20], monkeypatch)
+    (before, *_), _ = both_forms(model, [20])
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.mul_(1.1)
-    (loops, *_), (plain, *_) = both_forms(twin, [20], monkeypatch)
+    (loops, *_), (plain, *_) = both_forms(twin, [20])
     assert_same(loops, plain)
-    assert torch.equal(before.logits, both_forms(model, [20], monkeypatch)[0][0].logits)
+    assert torch.equal(before.logits, both_forms(model, [20])[0][0].logits)
 
 
 def test_a_forward_with_gradients_is_never_compiled():

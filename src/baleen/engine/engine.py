@@ -207,6 +207,7 @@ class Engine:
 
     def _sample(self, done: Forward, rows: dict[int, int], on_token: Callable[[Sequence, int], None] | None) -> None:
         """Samples after the given rows of the forward; keys are places of spans."""
+        rows = {place: row for place, row in rows.items() if self._allow(done.spans[place].sequence)}
         if not rows:
             return
         sequences = [done.spans[place].sequence for place in rows]
@@ -223,11 +224,29 @@ class Engine:
                 on_token(sequence, drawn.token)
             self._judge(sequence, drawn.token)
 
+    def _allow(self, sequence: Sequence) -> bool:
+        """Asks the grammar what may follow; a grammar that fails ends its own request and no other."""
+        if sequence.matcher is None:
+            return True
+        try:
+            sequence.allowed = sequence.matcher.mask()
+        except GrammarError as error:
+            self._fail(sequence, error)
+        return sequence.finish_reason is None
+
+    def _fail(self, sequence: Sequence, error: GrammarError) -> None:
+        sequence.error = EngineError(f"the grammar failed after {sequence.sampled} tokens: {error}")
+        sequence.finish_reason = "abort"
+
     def _judge(self, sequence: Sequence, token: int) -> None:
         """Whether the sequence ends with this token."""
         params = sequence.params
         if sequence.matcher is not None:
-            sequence.matcher.advance(token)
+            try:
+                sequence.matcher.advance(token)
+            except GrammarError as error:
+                self._fail(sequence, error)
+                return
         if sequence.text is not None:
             sequence.text.feed((token,))
         at_end = token in params.stop_ids or (token in self.ends and not params.ignore_end)
@@ -260,12 +279,15 @@ class Engine:
             known = span.sequence.ids[span.start + 1 : span.end + 1]
             following[first : first + len(known)] = known
         hidden = self.runner.draft(done, following)
-        rows = {p: row for p, row in rows.items() if done.spans[p].sequence.can_draft}
+        rows = {p: row for p, row in rows.items() if self._can_draft(done.spans[p].sequence)}
         if rows:
             sequences = [done.spans[place].sequence for place in rows]
             logits = self.runner.logits(hidden, list(rows.values()))
             for sequence, guess in zip(sequences, draw(logits, sequences, self.ends), strict=True):
                 sequence.draft = guess.token
+
+    def _can_draft(self, sequence: Sequence) -> bool:
+        return sequence.can_draft and self._allow(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
         experts = selected = None

@@ -43,10 +43,8 @@ def draw(logits: Tensor, sequences: Many[Sequence], ends: frozenset[int]) -> lis
     if all(sequence.plain for sequence in sequences) and is_installed():
         return _draw_all(logits, params, uniform)
     for row, sequence in enumerate(sequences):
-        if sequence.params.shifts:
-            _shift(logits[row], sequence, ends)
-        if sequence.matcher is not None:
-            logits[row].masked_fill_(torch.from_numpy(~sequence.matcher.mask()), -torch.inf)
+        if not sequence.plain:
+            _prepare(logits[row], sequence, ends)
     # A row's form depends on its own request alone, or its last bits would depend on its neighbours.
     form = [_draw_all if is_installed() and not p.cuts else _draw_cut for p in params]
     return [
@@ -92,6 +90,19 @@ def _inverse(logp: Tensor, uniform: float) -> int:
     token = int(torch.searchsorted(cumulative, uniform * cumulative[-1:], right=True))
     # Rounding may leave the number at the very end, behind the last token that is possible at all.
     return min(token, int((logp > -torch.inf).nonzero().max()))
+
+
+def _prepare(logits: Tensor, sequence: Sequence, ends: frozenset[int]) -> None:
+    """Changes one row [V]: bias, penalties, grammar. Where bias and `min_tokens` leave no token of the grammar, they
+    yield to it."""
+    given = logits.clone()
+    _shift(logits, sequence, ends)
+    if sequence.allowed is not None:
+        forbidden = torch.from_numpy(~sequence.allowed)
+        logits.masked_fill_(forbidden, -torch.inf)
+        given.masked_fill_(forbidden, -torch.inf)
+    if not bool((logits > -torch.inf).any()):
+        logits.copy_(given)
 
 
 def _shift(logits: Tensor, sequence: Sequence, ends: frozenset[int]) -> None:

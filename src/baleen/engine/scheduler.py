@@ -87,9 +87,9 @@ class Scheduler:
         """Takes a sequence out, wherever it is; its pages are free."""
         if sequence in self.running:
             self.running.remove(sequence)
+            self._release(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
-        self._release(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
         """Puts a running sequence back to the head of those that wait."""

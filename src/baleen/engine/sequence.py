@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from baleen.chat.text_stream import TextStream
 from baleen.engine.grammar import Matcher
 from baleen.engine.pages import Key, next_key
-from baleen.engine.params import SamplingParams
+from baleen.engine.params import EngineError, SamplingParams
 from baleen.engine.trace import Trace
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -52,6 +52,12 @@ class Sequence:
 
     matcher: Matcher | None = None
     """Knows what the grammar allows next."""
+
+    allowed: NDArray[np.bool_] | None = None
+    """[V] what it allows next."""
+
+    error: EngineError | None = None
+    """Why it ended, where nothing that was asked for ended it."""
 
     logprobs: list[float] = field(default_factory=list)
     kept: list[NDArray[np.int32] | None] = field(default_factory=list)

@@ -12,6 +12,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -202,7 +203,8 @@ class Service:
 
     def _forget(self, number: int) -> None:
         if self._streams.pop(number, None) is not None and not self._closed:
-            self._send("cancel", number)
+            with suppress(ServiceClosed):
+                self._send("cancel", number)
 
     def _read(self) -> None:
         """Takes what the engine's process has said."""

@@ -91,9 +91,11 @@ class Worker:
 
     def _step(self) -> None:
         ended = self.engine.step()
-        news = [(self.numbers[sequence], _chunk(sequence)) for sequence in self.engine.running if sequence.unsent]
+        news: list[tuple[int, Chunk | Exception]] = [
+            (self.numbers[sequence], _chunk(sequence)) for sequence in self.engine.running if sequence.unsent
+        ]
         for sequence in ended:
-            news.append((self.numbers[sequence], _chunk(sequence)))
+            news.append((self.numbers[sequence], sequence.error or _chunk(sequence)))
             self._drop(sequence)
         if news:
             self._send("step", news)

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 
-WORTH_THREADS = 1 << 21
+WORTH_THREADS = 1 << 25
 """Multiplications from which on it pays."""
 
 

@@ -20,7 +20,7 @@ from baleen.ops.threads import in_threads
 GROUP = 16
 """Scores per group of the tournament."""
 
-PARTITION_COST = 16
+PARTITION_COST = 256
 """Multiplications that partitioning one score is worth."""
 
 
