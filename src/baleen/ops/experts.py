@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from baleen.ops.invariance import least_rows
+
 
 def route(
     scores: Tensor, bias: Tensor | None, *, n_group: int, topk_group: int, topk: int, method: str = "noaux_tc"
@@ -50,12 +52,16 @@ def run_experts(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, do
     counts = torch.bincount(flat, minlength=gate_up.shape[0]).tolist()
     inputs = x.index_select(0, order // topk).split(counts)
     shares = weights.reshape(-1, 1).index_select(0, order).to(x.dtype).split(counts)
+    # Without gradient an engine may be asking, whose tokens must not depend on how many share an expert.
+    least = 0 if torch.is_grad_enabled() else least_rows()
     outputs = []
     for expert, (part, share) in enumerate(zip(inputs, shares, strict=True)):
-        if part.shape[0]:
+        if rows := part.shape[0]:
+            if rows < least:
+                part, share = F.pad(part, (0, 0, 0, least - rows)), F.pad(share, (0, 0, 0, least - rows))
             gate, up = F.linear(part, gate_up[expert]).chunk(2, dim=-1)
             # Weighed before the last product, where the rows are narrow: half of what backward would have to keep.
-            outputs.append(F.linear(F.silu(gate) * up * share, down[expert]))
+            outputs.append(F.linear(F.silu(gate) * up * share, down[expert])[:rows])
     joined = torch.cat(outputs)
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
     return joined.index_select(0, inverse).view(tokens, topk, -1).sum(dim=1)
