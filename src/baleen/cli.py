@@ -129,6 +129,20 @@ def build_parser() -> argparse.ArgumentParser:
         command=_bench_model, when_stopped="What was measured is saved; --only PART,... measures the rest."
     )
 
+    bench_serve = benchmarks.add_parser("serve", help="the engine and the server, against transformers' generate")
+    bench_serve.add_argument("path", type=Path, help="model folder, such as runs/nano/final")
+    bench_serve.add_argument("--quick", action="store_true", help="short: tries the command")
+    bench_serve.add_argument(
+        "--only", type=_names, default=[], metavar="PART,...", help="these parts, merged into an existing JSON"
+    )
+    bench_serve.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go (default: DIR/serve.json)")
+    bench_serve.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="(default: runs/bench)"
+    )
+    bench_serve.set_defaults(
+        command=_bench_serve, when_stopped="What was measured is saved; --only PART,... measures the rest."
+    )
+
     doctor = commands.add_parser("doctor", help="say what this machine has, what is missing and how to get it")
     doctor.set_defaults(command=_doctor)
 
@@ -319,6 +333,14 @@ def _bench_model(options: argparse.Namespace, began: float) -> int:
 
     made = bench_model(quick=options.quick, only=options.only, json_file=options.json, out=options.out)
     return int(not options.only and any(figure.met is None for figure in made))
+
+
+def _bench_serve(options: argparse.Namespace, began: float) -> int:
+    from baleen.benchmarks.model_page import verdict
+    from baleen.benchmarks.serve import bench_serve
+
+    made = bench_serve(options.path, quick=options.quick, only=options.only, json_file=options.json, out=options.out)
+    return int(not options.only and any(verdict(one) == "not measured" for one in made))
 
 
 def _doctor(options: argparse.Namespace, began: float) -> int:

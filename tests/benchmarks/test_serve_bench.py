@@ -87,6 +87,13 @@ def test_events_are_the_same_however_their_bytes_are_cut(data):
     assert read_raw([raw[a:b] for a, b in itertools.pairwise(bounds)]) == EVENTS
 
 
+def test_prompts_of_different_seeds_differ(model):
+    # A prompt that comes twice would be found in the cache.
+    made = [random_prompts(str(model), 2, 30, seed) for seed in range(-3, 4)]
+    assert len({tuple(prompt) for prompts in made for prompt in prompts}) == 14
+    assert made == [random_prompts(str(model), 2, 30, seed) for seed in range(-3, 4)]
+
+
 def test_a_stream_that_breaks_off_is_no_answer():
     with pytest.raises(BrokenAnswer):
         read_raw([chunked(b"data: {}\n\n", end=b"")])
@@ -142,7 +149,10 @@ def test_a_quick_part_is_measured_and_kept_beside_the_others(model, tmp_path, ca
     content = json.loads((tmp_path / "serve-quick.json").read_text())
     assert content["model"]["config"]["hidden_size"] == 48
     assert content["machine"]["cores"] >= 1
-    assert len(content["measurements"]["prefix"]["first"]) == QUICK_SIZES.prefix_rounds
+    prefix = content["measurements"]["prefix"]
+    assert len(prefix["first"]) == QUICK_SIZES.prefix_rounds
+    # In every round, the warming one too, the second prompt finds the first one's tokens, and the first one finds none.
+    assert prefix["cached_tokens"] == (QUICK_SIZES.prefix_rounds + 1) * QUICK_SIZES.prefix
     for one, row in zip(made, content["figures"], strict=True):
         assert one.name in shown
         assert row["verdict"] == verdict(one)
@@ -156,8 +166,9 @@ def test_a_quick_part_is_measured_and_kept_beside_the_others(model, tmp_path, ca
 
 @pytest.mark.slow
 def test_a_quick_run_gives_every_figure_and_no_wrong_answer(model, tmp_path):
-    made = bench_serve(model, quick=True, out=tmp_path)
-    assert {one.part for one in made} == set(PARTS)
+    parts = [name for name in PARTS if name not in ("throughput", "prefix")]  # as `single`; measured above
+    made = [one for one in bench_serve(model, quick=True, only=parts, out=tmp_path) if one.part in parts]
+    assert {one.part for one in made} == set(parts)
     assert [one for one in made if verdict(one) == "not measured"] == []
     soak = {one.name.split(": ")[1]: one for one in made if one.part == "soak"}
     assert soak["wrong answers"].met

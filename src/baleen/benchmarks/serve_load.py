@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from baleen.benchmarks.serve_client import DONE, Address, choice_of, complete, events
-from baleen.benchmarks.serve_process import served
+from baleen.benchmarks.serve_process import CACHED_TOKENS, served
 from baleen.benchmarks.serve_prompts import random_prompts
 
 WARMUP_TOKENS = 16
@@ -38,7 +38,8 @@ def throughput(
                 rate = asyncio.run(_rate(server.address, prompts, tokens, streamed=form == "streamed"))
                 if repeat >= 0:
                     found.append(rate)
-    return {"rates": rates, "tokens_per_second": max(rates["whole"]), "streamed": max(rates["streamed"])}
+    best = {"tokens_per_second": max(rates["whole"]), "streamed": max(rates["streamed"])}
+    return {"options": options, "rates": rates, **best}
 
 
 async def _rate(address: Address, prompts: Sequence[list[int]], max_tokens: int, *, streamed: bool) -> float:
@@ -70,15 +71,17 @@ def prefix(*, path: str, length: int, more: int, rounds: int) -> dict[str, Any]:
     """Seconds to the first token of a new prompt, and of one that begins with the same `length` tokens. Nothing else
     runs; every round has a prefix of its own."""
     first, second = [], []
-    with served(path, {"max-tokens": 2 * length}) as server:
+    options = {"max-tokens": 2 * length}
+    with served(path, options) as server:
         for seed in range(-1, rounds):  # the first round warms up
             known, tail = random_prompts(path, 1, length, seed)[0], random_prompts(path, 1, more, -seed - 2)[0]
             seconds = [asyncio.run(_first_token(server.address, prompt)) for prompt in (known, known + tail)]
             if seed >= 0:
                 first.append(seconds[0])
                 second.append(seconds[1])
+        hits = asyncio.run(server.metrics())[CACHED_TOKENS]
     ratio = statistics.median(late / early for early, late in zip(first, second, strict=True))
-    return {"first": first, "second": second, "ratio": ratio}
+    return {"options": options, "first": first, "second": second, "ratio": ratio, "cached_tokens": hits}
 
 
 async def _first_token(address: Address, prompt: list[int]) -> float:
@@ -93,7 +96,8 @@ def beside(*, path: str, prompt_tokens: int, long_tokens: int, quiet: int, max_t
     """Seconds between the tokens of a stream: alone, while a prompt of `long_tokens` is read, and alone again."""
     options = {"max-tokens": max_tokens, "request-seconds": PATIENCE}
     with served(path, options) as server:
-        return asyncio.run(_beside(server.address, path, prompt_tokens, long_tokens, quiet, max_tokens))
+        found = asyncio.run(_beside(server.address, path, prompt_tokens, long_tokens, quiet, max_tokens))
+    return {"options": options, **found}
 
 
 async def _beside(
@@ -119,7 +123,7 @@ async def _beside(
     if reading is None or not reading.done():
         raise RuntimeError("the stream ended before the long prompt was read: it needs more tokens")
     found = {phase: _spread(values) for phase, values in gaps.items() if values}
-    return {**found, "prompt_seconds": reading.result(), "gaps": gaps["beside"]}
+    return {**found, "prompt_seconds": reading.result(), "gaps": gaps}
 
 
 async def _seconds(address: Address, body: Mapping[str, Any]) -> float:

@@ -13,7 +13,9 @@ from pathlib import Path
 from baleen.benchmarks.serve_client import Address, get
 from baleen.benchmarks.worker import end_with_parent
 
-PAGES_USED = "baleen_kv_cache_pages_used"
+PAGES_USED, CACHED_TOKENS = "baleen_kv_cache_pages_used", "baleen_prefix_cache_hits_total"
+"""Names in `/metrics`: pages held by requests, prompt tokens that were found in the cache."""
+
 END_SECONDS = 30.0
 
 

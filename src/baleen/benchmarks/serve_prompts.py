@@ -18,7 +18,7 @@ CATALOGUE_SEED = 0
 
 def random_prompts(path: str, count: int, length: int, seed: int) -> list[list[int]]:
     """`count` lists of `length` ids that are no special tokens, the same for the same arguments."""
-    ids, rng = _ordinary_ids(path), random.Random(seed)
+    ids, rng = _ordinary_ids(path), random.Random(f"prompts {seed}")  # as a number, -1 would be 1
     return [rng.choices(ids, k=length) for _ in range(count)]
 
 

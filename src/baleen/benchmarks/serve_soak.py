@@ -24,7 +24,7 @@ SHARED_TOKENS, PROMPT_TOKENS = 64, (8, 160)
 """Every second prompt begins with the same tokens; each has so many of its own."""
 
 ANSWER_TOKENS = (16, 128)
-CONTEXT = 512
+CONTEXT, MAX_WAITING = 512, 256
 VANISHING = 1 / 3
 MOST_EVENTS = 32
 """A client that leaves does so after at most so many events."""
@@ -48,8 +48,9 @@ class Soak:
 
 def soak(*, path: str, clients: int, seconds: float, distinct: int) -> dict[str, Any]:
     """Streams to `clients` clients for so many seconds, from `distinct` requests."""
-    with served(path, {"max-tokens": CONTEXT, "max-waiting": 256}) as server:
-        return asyncio.run(_soak(server, _requests(path, distinct), clients, seconds))
+    options = {"max-tokens": CONTEXT, "max-waiting": MAX_WAITING}
+    with served(path, options) as server:
+        return {"options": options, **asyncio.run(_soak(server, _requests(path, distinct), clients, seconds))}
 
 
 def _requests(path: str, count: int) -> list[dict[str, Any]]:

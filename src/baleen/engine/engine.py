@@ -22,7 +22,7 @@ from baleen.chat.text_stream import TextStream
 from baleen.chat.tokenizer import Tokenizer
 from baleen.engine.grammar import Grammar
 from baleen.engine.pages import PagePool
-from baleen.engine.params import EngineError, EngineOptions, SamplingParams
+from baleen.engine.params import MAX_SEED, EngineError, EngineOptions, SamplingParams
 from baleen.engine.recorder import Recorder
 from baleen.engine.runner import Forward, Runner
 from baleen.engine.sampler import draw
@@ -52,11 +52,11 @@ class Engine:
         if self.options.traces:
             self.token_bytes += Recorder.token_bytes(config, self.max_tokens)
         self.memory_bytes = self._budget()
-        pages = 1 + self.memory_bytes // (self.token_bytes * page_tokens)
+        pages = self.memory_bytes // (self.token_bytes * page_tokens)
         if pages < 2:
             raise EngineError(
-                f"memory_bytes {self.options.memory_bytes} holds no page of {page_tokens} tokens, "
-                f"{self.token_bytes} bytes each: give more"
+                f"{self.memory_bytes} bytes hold less than two pages of {page_tokens} tokens, "
+                f"{self.token_bytes} bytes a token: give more memory_bytes"
             )
         cache = LatentCache(config, pages, page_tokens, model.compute_dtype, drafts=self.drafts)
         self.recorder = Recorder(config, pages, page_tokens, self.max_tokens) if self.options.traces else None
@@ -75,12 +75,16 @@ class Engine:
         it), or one each."""
         if isinstance(params, SamplingParams):
             one = params
-            params = [replace(one, seed=one.seed + index * one.n) for index in range(len(prompts))]
-        sequences = [
-            self.submit(prompt, replace(each, seed=each.seed + index, n=1))
-            for prompt, each in zip(prompts, params, strict=True)
-            for index in range(each.n)
-        ]
+            params = [replace(one, seed=(one.seed + index * one.n) % MAX_SEED) for index in range(len(prompts))]
+        sequences: list[Sequence] = []
+        try:
+            for prompt, each in zip(prompts, params, strict=True):
+                for index in range(each.n):
+                    sequences.append(self.submit(prompt, replace(each, seed=(each.seed + index) % MAX_SEED, n=1)))
+        except ValueError:
+            for sequence in sequences:
+                self.cancel(sequence)
+            raise
         while self.busy:
             self.step()
         return [sequence.generation for sequence in sequences if sequence.generation is not None]
@@ -188,7 +192,7 @@ class Engine:
         """Bytes that the cache may take."""
         if self.options.memory_bytes is not None:
             return self.options.memory_bytes
-        pages = -(-self.max_tokens // self.options.page_tokens) * self.options.max_running
+        pages = -(-self.max_tokens // self.options.page_tokens) * self.options.max_running + 1
         return min(pages * self.options.page_tokens * self.token_bytes, _free_memory() // 4)
 
     def _prepare(self, sequence: Sequence) -> None:

@@ -66,6 +66,10 @@ class PagePool:
             found.append(page)
         return found
 
+    def unused_among(self, pages: Sequence[int]) -> int:
+        """How many of these nobody holds, so that sharing them leaves fewer to take."""
+        return sum(1 for page in pages if self._users[page] == 0)
+
     def share(self, pages: Sequence[int]) -> None:
         """One more sequence holds these."""
         for page in pages:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from baleen.chat.grammar import GrammarSpec
 
 MAX_SEED = 1 << 64
+LEAST_TEMPERATURE = 0.001
+MOST = 10_000.0
+"""Of temperature, bias and penalties: no logit leaves the range of fp32 by them."""
 
 
 class EngineError(ValueError):
@@ -23,6 +26,8 @@ class SamplingParams:
     """
 
     temperature: float = 1.0
+    """0 takes the most likely token; what lies between 0 and 0.001 counts as 0.001."""
+
     top_p: float = 1.0
     top_k: int = 0
     """0 keeps all."""
@@ -69,15 +74,18 @@ class SamplingParams:
     """What the completion must look like."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "not negative and finite")
+        _require(0 <= self.temperature <= MOST, "temperature", self.temperature, f"between 0 and {MOST:g}")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            object.__setattr__(self, "temperature", LEAST_TEMPERATURE)
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
-        _require(0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "above 0")
+        _require(0.01 <= self.repetition_penalty <= 100, "repetition_penalty", self.repetition_penalty, "0.01 to 100")
         for name in ("presence_penalty", "frequency_penalty"):
-            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "finite")
+            _require(abs(getattr(self, name)) <= MOST, name, getattr(self, name), f"at most {MOST:g} either way")
         for token, bias in self.logit_bias:
-            _require(token >= 0 and not math.isnan(bias) and bias < math.inf, "logit_bias", (token, bias), "finite")
+            fits = token >= 0 and (bias == -math.inf or abs(bias) <= MOST)
+            _require(fits, "logit_bias", (token, bias), f"a token and at most {MOST:g} either way, or -inf")
         _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         _require(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "at most max_tokens")
         _require(0 <= self.seed < MAX_SEED, "seed", self.seed, "in 64 bits, not negative")
@@ -135,6 +143,16 @@ class EngineOptions:
     traces: bool = True
     """Record experts and selected positions of every token, so that requests can ask for them. Costs
     `2 (moe layers x experts per token + layers x index_topk)` bytes a token (4 beyond 32,768 positions)."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "page_tokens", "chunk_tokens", "admit_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("max_tokens", "memory_bytes", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1, or None")
+        share = self.prefill_share
+        _require(share is None or share > 1, "prefill_share", share, "above 1, or None")
+        _require(self.dtype in ("float32", "bfloat16"), "dtype", self.dtype, "float32 or bfloat16")
 
 
 def _require(holds: bool, name: str, value: object, what: str) -> None:

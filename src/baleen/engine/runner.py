@@ -1,8 +1,8 @@
 """Runs the network on what the scheduler chose: new tokens of many sequences as one flat list.
 
 Sequences of similar length and with equally many new tokens share a rectangle, so that the indexer scores them in one
-product. The list is padded to `LEAST_ROWS`: shorter products take another path through the matrix library and round
-differently, and no token's bits may depend on its company.
+product. Where torch runs it, the list is padded as `ops/invariance.py` says, because no token's bits may depend on its
+company.
 """
 
 # M = new tokens of one forward, B = sequences of one rectangle, T = new tokens of each, P = pages, D = hidden
@@ -22,7 +22,7 @@ from baleen.engine.sequence import Sequence
 from baleen.model.cache import FlatView, LatentCache
 from baleen.model.compiled import CompiledNetwork, takes_loops
 from baleen.model.network import Model
-from baleen.ops.invariance import least_rows
+from baleen.ops.invariance import row_padding
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ class Runner:
         groups: dict[tuple[int, int], list[Span]] = {}
         for span in spans:
             groups.setdefault(self._group(span), []).append(span)
-        least = 0 if self.compiled else least_rows()
-        padding = max(0, least - sum(_width(group) * len(group) for group in groups.values()))
+        padding = 0
+        if not self.compiled:
+            padding = row_padding(sum(_width(group) * len(group) for group in groups.values()))
         rectangles: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         ids: list[NDArray[np.int64]] = []
         ordered: list[Span] = []
@@ -96,7 +97,7 @@ class Runner:
         """fp32 logits [len(rows), V] of some rows of hidden [M, D]."""
         if self.compiled:
             return torch.from_numpy(CompiledNetwork.of(self.model).logits(hidden.numpy()[rows]))
-        padded = rows + [rows[-1]] * (least_rows() - len(rows))
+        padded = rows + [rows[-1]] * row_padding(len(rows))
         logits: Tensor = self.model.lm_head(hidden[padded])[: len(rows)].float()
         return logits
 

@@ -68,14 +68,14 @@ def _draw_all(logits: Tensor, params: Many[SamplingParams], uniform: NDArray[np.
 
 def _draw_cut(logits: Tensor, params: Many[SamplingParams], uniform: NDArray[np.float64]) -> list[Drawn]:
     """Samples one row [1, V] from what is kept."""
-    logp = _log_probabilities(logits, params[0])
+    whole = logp = _log_probabilities(logits, params[0])
     kept: Kept = None
     if params[0].cuts or params[0].temperature == 0:
         mask = _kept_mask(logp, params[0])
         logp = torch.log_softmax(logp.masked_fill(~mask, -torch.inf), dim=-1)
         kept = mask.nonzero().flatten().numpy().astype(np.int32)
     token = _inverse(logp, float(uniform[0]))
-    top = _most_likely(logp, params[0]) if params[0].top_logprobs else ()
+    top = _most_likely(logp if params[0].temperature else whole, params[0]) if params[0].top_logprobs else ()
     return [Drawn(token, float(logp[token]), kept, top)]
 
 
@@ -119,7 +119,7 @@ def _shift(logits: Tensor, sequence: Sequence, ends: frozenset[int]) -> None:
     for token, bias in params.logit_bias:
         logits[token] += bias
     if sequence.sampled < params.min_tokens:
-        logits[list(ends | set(params.stop_ids))] = -torch.inf
+        logits[list(set(params.stop_ids) | (set() if params.ignore_end else ends))] = -torch.inf
 
 
 def _kept_mask(logp: Tensor, params: SamplingParams) -> Tensor:
@@ -138,6 +138,6 @@ def _kept_mask(logp: Tensor, params: SamplingParams) -> Tensor:
 
 
 def _most_likely(logp: Tensor, params: SamplingParams) -> Alternatives:
-    values, tokens = logp.topk(params.top_logprobs)
+    values, tokens = logp.topk(min(params.top_logprobs, len(logp)))
     found = zip(tokens.tolist(), values.tolist(), strict=True)
     return tuple((token, value) for token, value in found if value > -float("inf"))

@@ -16,7 +16,7 @@ from baleen.engine.params import EngineOptions
 from baleen.engine.runner import Span
 from baleen.engine.sequence import Sequence
 
-LEAST_CHUNK = 16
+LEAST_CHUNK = 1
 """Tokens of a prompt that go into a step, however long the step gets."""
 
 FIRST_CHUNK = 64
@@ -46,16 +46,17 @@ class Scheduler:
                 if self._make_room(sequence, sequence.length + drafted):
                     new = sequence.ids[-1:]
                     tokens = np.append(new, np.int32(sequence.draft)) if drafted else new
+                    sequence.draft = -1
                     spans.append(Span(sequence, sequence.computed, tokens, drafted))
         budget = self._pace.budget(decoding=len(spans))
         for sequence in self.running:
             if sequence.waiting_tokens > 1 and budget > 0:
                 spans.append(self._chunk(sequence, budget))
                 budget -= len(spans[-1].tokens)
-        if self.admits and self._steps % self.options.admit_every == 0:
+        if self._steps % self.options.admit_every == 0:
             for sequence in self._admissible():
-                if budget <= 0:
-                    break
+                if budget <= 0 or not self._has_room(sequence):
+                    break  # in their order: small ones that came later must not keep a large one out for ever
                 if not self._admit(sequence):
                     continue
                 spans.append(self._chunk(sequence, budget))
@@ -114,21 +115,26 @@ class Scheduler:
     def _admissible(self) -> list[Sequence]:
         """Those waiting that have a place, in order, as long as there are any."""
         free = self.options.max_running - len(self.running)
-        return list(self.waiting) if free > 0 else []
+        if free <= 0:
+            return []
+        return [sequence for sequence in self.waiting if self.admits or sequence.was_admitted]
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Whether there are places and pages for it now, what is cached of it not counted twice."""
+        if len(self.running) >= self.options.max_running:
+            return False
+        found = self.pool.find(sequence.page_keys((sequence.length - 1) // sequence.page_tokens))
+        needed = -(-sequence.length // sequence.page_tokens) - len(found)
+        return not self.running or needed + self.pool.unused_among(found) + len(self.running) <= self.pool.available
 
     def _admit(self, sequence: Sequence) -> bool:
         """Takes a waiting sequence in: with the pages of its beginning that are known, and new ones for the rest."""
-        if len(self.running) >= self.options.max_running:
-            return False
         keys = sequence.page_keys((sequence.length - 1) // sequence.page_tokens)
         found = self.pool.find(keys)
         if len(found) < len(keys) and keys[len(found)] in self._coming:
             return False  # another one computes the same beginning now
         needed = -(-sequence.length // sequence.page_tokens) - len(found)
         self.pool.share(found)
-        if needed + len(self.running) > self.pool.available and self.running:
-            self.pool.release(found)
-            return False
         sequence.hold(found + [self.pool.take() for _ in range(needed)])
         sequence.computed = len(found) * sequence.page_tokens
         sequence.registered = len(found)
@@ -172,5 +178,7 @@ class Pace:
         if not prefilled:
             self.quiet = seconds if self.quiet is None else 0.9 * self.quiet + 0.1 * seconds
         elif self.quiet is not None:
-            slow = seconds > self.share * self.quiet
-            self.tokens = min(self.most, max(LEAST_CHUNK, self.tokens * (0.7 if slow else 1.1)))
+            if seconds > self.share * self.quiet:
+                self.tokens = max(LEAST_CHUNK, self.tokens * 0.7)
+            elif sum(len(span.tokens) for span in prompts) >= int(self.tokens):
+                self.tokens = min(self.most, max(self.tokens * 1.1, self.tokens + 0.1))

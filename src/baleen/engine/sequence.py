@@ -119,6 +119,11 @@ class Sequence:
         return self.length - self.computed
 
     @property
+    def was_admitted(self) -> bool:
+        """Whether it ran before, and waits because its pages were taken."""
+        return self.reused >= 0
+
+    @property
     def can_draft(self) -> bool:
         """Whether there is room for the next token and a draft of the one behind it."""
         return self.finish_reason is None and self.length + 1 < len(self._all)

@@ -89,11 +89,15 @@ class Stream:
         if not self._over:
             self._over = True
             self._service._forget(self._number)
+            self._wake()
 
     def _push(self, chunk: Chunk | BaseException) -> None:
         self.started = True
         self._chunks.append(chunk)
         self._over = self._over or isinstance(chunk, BaseException) or chunk.finish_reason is not None
+        self._wake()
+
+    def _wake(self) -> None:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 

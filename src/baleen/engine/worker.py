@@ -42,8 +42,8 @@ class Worker:
         self.numbers: dict[Sequence, int] = {}
         self.sequences: dict[int, Sequence] = {}
         self.paused = False
-        self.pausing: int | None = None
-        """The call that waits for all that runs to end."""
+        self.pausing: list[int] = []
+        """The calls that wait for all that runs to end."""
 
         self.messages: deque[tuple[Any, ...]] = deque()
         self.arrived = threading.Event()
@@ -73,9 +73,9 @@ class Worker:
                 getattr(self, f"_do_{what}")(number, *values)
             if self._has_work():
                 self._step()
-            if self.pausing is not None and not self.engine.running:
-                self.paused, number, self.pausing = True, self.pausing, None
-                self._answer(number, None)
+            if self.pausing and not self._something_runs():
+                self.paused = True
+                self._answer_pausing(None)
 
     def _listen(self) -> None:
         try:
@@ -126,18 +126,16 @@ class Worker:
                 self.engine.cancel(sequence)
                 self._send("step", [(self.numbers[sequence], _chunk(sequence))])
                 self._drop(sequence)
-        if mode == "wait" and self.engine.running and not self.paused:
+        if mode == "wait" and self._something_runs() and not self.paused:
             self.engine.scheduler.admits = False
-            self.pausing = number
+            self.pausing.append(number)
             return
         self.paused = True
         self._answer(number, None)
 
     def _do_resume(self, number: int) -> None:
         self.paused, self.engine.scheduler.admits = False, True
-        if self.pausing is not None:
-            waiting, self.pausing = self.pausing, None
-            self._answer(waiting, EngineError("resumed before the pause was reached"))
+        self._answer_pausing(EngineError("resumed before the pause was reached"))
         self._answer(number, None)
 
     def _do_update_weights(self, number: int, path: Path) -> None:
@@ -153,6 +151,15 @@ class Worker:
             return
         self.engine.weights_changed()
         self._answer(number, self.engine.version)
+
+    def _something_runs(self) -> bool:
+        """Sequences that had to give up their pages count as running."""
+        return bool(self.engine.running) or any(sequence.was_admitted for sequence in self.engine.waiting)
+
+    def _answer_pausing(self, value: object) -> None:
+        for number in self.pausing:
+            self._answer(number, value)
+        self.pausing.clear()
 
     def _do_clear_cache(self, number: int) -> None:
         self.engine.forget_prefixes()

@@ -180,9 +180,12 @@ class FlatView(_View):
         self.positions, self.places = torch.from_numpy(every).unsqueeze(0), torch.from_numpy(self.places_array)
 
     def rows_of(self, layer: int) -> tuple[NDArray, NDArray]:
-        """Rows [N, W] and index keys [N, D] of the whole cache as arrays."""
+        """Rows [N, W] and index keys of the whole cache as arrays. Loops keep index keys with their dims first, [D, N],
+        in the same memory: a cache is read by the form that wrote it."""
         kept = self.cache.layers[layer]
-        return kept.rows.flatten(0, 1).numpy(), kept.index_k.flatten(0, 1).numpy()
+        return kept.rows.flatten(0, 1).numpy(), kept.index_k.view(
+            kept.index_k.shape[-1], self.cache.pages * self.cache.page_tokens
+        ).numpy()
 
     @cached_property
     def tables(self) -> NDArray[np.int64]:

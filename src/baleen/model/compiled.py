@@ -10,7 +10,7 @@ cache, and a test that holds the two forms to each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import weakref
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -74,7 +74,9 @@ class CompiledNetwork:
 
     def __init__(self, model: Model) -> None:
         config = model.config
-        self.addresses = _addresses(model)
+        self.model = weakref.ref(model)
+        self.places = _places(model)
+        self.addresses = _addresses(self.places)
         self.embedding = _array(model.embed_tokens.weight)
         self.norm, self.eps = _array(model.norm.weight), np.float32(model.norm.eps)
         self.head = _array(model.lm_head.weight)
@@ -85,11 +87,14 @@ class CompiledNetwork:
             self.second_norms = _arrays(model.mtp.enorm.weight, model.mtp.hnorm.weight, model.mtp.norm.weight)
             self.joined = _array(model.mtp.eh_proj.weight)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied model makes its own."""
+
     @classmethod
     def of(cls, model: Model) -> CompiledNetwork:
         """The model's, kept with it for as long as its parameters stay where they are."""
         kept: CompiledNetwork | None = model.__dict__.get("_compiled")
-        if kept is None or kept.addresses != _addresses(model):
+        if kept is None or kept.model() is not model or kept.addresses != _addresses(kept.places):
             kept = model.__dict__["_compiled"] = cls(model)
         return kept
 
@@ -137,9 +142,6 @@ class _CompiledLayer:
     """One layer's arrays and constants."""
 
     def __init__(self, layer: Layer, config: ModelConfig) -> None:
-        from baleen.ops import loops_layer
-
-        self.loops = loops_layer
         attention, mlp = layer.self_attn, layer.mlp
         self.number, self.topk, self.indexed = attention.layer, config.index_topk, attention.indexer is not None
         self.heads, self.nope = config.num_attention_heads, config.qk_nope_head_dim
@@ -181,6 +183,8 @@ class _CompiledLayer:
         self, x: NDArray, view: FlatView, cos: NDArray, sin: NDArray, selected: NDArray[np.int32] | None
     ) -> tuple[NDArray, NDArray[np.int64] | None, NDArray[np.int32]]:
         """x [M, D] -> x, experts [M, K] or None, selected [M, K]; what was selected before is taken over."""
+        from baleen.ops import loops_layer as loops
+
         tokens, routed = len(x), bool(self.routed)
         rows, index_k = view.rows_of(self.number)
         q = np.empty((tokens, len(self.latent[2])), np.float32)
@@ -192,26 +196,26 @@ class _CompiledLayer:
         out = np.empty_like(x)
 
         def before(part: slice) -> None:
-            self.loops.leave_rows(
+            loops.leave_rows(
                 x[part], self.norms[0], self.eps, self.heads, *self.latent, rows, indexed, *self.index, index_k, EPS,
                 cos[part], sin[part], *self.rope, view.places_array[part], q[part], asked[part], shares[part],
             )  # fmt: skip
 
         def after(part: slice) -> None:
             made = out[part]
-            self.loops.attend_and_add(
+            loops.attend_and_add(
                 x[part], q[part], asked[part], shares[part], indexed, view.positions_array[part], view.owners[part],
                 view.tables, view.cache.page_tokens, rows, index_k, self.kv_b, self.o_proj, self.heads, self.nope,
                 self.scale, chosen[part], made,
             )  # fmt: skip
             if experts is not None:
                 gate, bias, gate_up, down = self.routed
-                self.loops.add_mixture(
+                loops.add_mixture(
                     made, self.norms[1], self.eps, gate, bias, *self.routing, gate_up, down, self.has_dense,
                     *self.dense, experts[part],
                 )  # fmt: skip
             else:
-                self.loops.add_feed_forward(made, self.norms[1], self.eps, *self.dense)
+                loops.add_feed_forward(made, self.norms[1], self.eps, *self.dense)
 
         in_threads(before, tokens, tokens * self.work_before)
         in_threads(after, tokens, tokens * (self.work_after + (asked.shape[1] * view.length if indexed else 0)))
@@ -229,12 +233,17 @@ def _index_weights(indexer: Any) -> tuple[NDArray, ...]:
     return _arrays(indexer.wq_b.weight, indexer.wk.weight, norm.weight, norm.bias, indexer.weights_proj.weight)
 
 
-def _addresses(model: Model) -> tuple[int, ...]:
-    layers: Iterable[Any] = model.layers
-    return (
-        model.embed_tokens.weight.data_ptr(),
-        *(layer.self_attn.o_proj.weight.data_ptr() for layer in layers),
-    )
+def _places(model: Model) -> list[tuple[dict[str, Any], str]]:
+    """Where each parameter and buffer hangs."""
+    found = []
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            found += [(held, name) for name, tensor in held.items() if tensor is not None]
+    return found
+
+
+def _addresses(places: list[tuple[dict[str, Any], str]]) -> tuple[int, ...]:
+    return tuple([held[name].data_ptr() for held, name in places])
 
 
 def _arrays(*tensors: Tensor) -> tuple[NDArray, ...]:

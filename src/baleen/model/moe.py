@@ -57,10 +57,11 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
         self.cast_gate_up, self.cast_down = Cast(), Cast()
 
-    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, experts: Tensor, weights: Tensor, *, padded: bool = False) -> Tensor:
         """x [A, D], experts [A, K], weights [A, K] -> [A, D]."""
         gate_up = self.cast_gate_up(self.gate_up_proj)
-        return run_experts(x.to(gate_up.dtype), experts, weights, gate_up, self.cast_down(self.down_proj))
+        down = self.cast_down(self.down_proj)
+        return run_experts(x.to(gate_up.dtype), experts, weights, gate_up, down, padded=padded)
 
 
 class MoE(nn.Module):
@@ -73,11 +74,11 @@ class MoE(nn.Module):
         width = config.moe_intermediate_size * config.n_shared_experts
         self.shared_experts = FeedForward(config.hidden_size, width) if width else None
 
-    def forward(self, x: Tensor, replay: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x [B, S, D], replay [B, S, K] -> output [B, S, D], experts [B, S, K]."""
+    def forward(self, x: Tensor, replay: Tensor | None, *, padded: bool = False) -> tuple[Tensor, Tensor]:
+        """x [B, S, D], replay [B, S, K] -> output [B, S, D], experts [B, S, K]; `padded` as in `run_experts`."""
         flat = x.reshape(-1, x.shape[-1])
         experts, weights = self.gate(flat, None if replay is None else replay.reshape(flat.shape[0], -1))
-        routed = self.experts(flat, experts, weights).view(x.shape)
+        routed = self.experts(flat, experts, weights, padded=padded).view(x.shape)
         if self.shared_experts is not None:
             routed = routed + self.shared_experts(x)
         return routed, experts.view(*x.shape[:-1], -1)

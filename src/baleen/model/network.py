@@ -75,7 +75,7 @@ class Layer(nn.Module):
         x = x + attended
         normed = self.post_attention_layernorm(x)
         if isinstance(self.mlp, MoE):
-            mixed, chosen = self.mlp(normed, experts)
+            mixed, chosen = self.mlp(normed, experts, padded=isinstance(context.cache, FlatView))
             return x + mixed, chosen, selected, kl
         return x + self.mlp(normed), None, selected, kl
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baleen.ops.invariance import least_rows
+from baleen.ops.invariance import row_padding
 
 
 def route(
@@ -41,10 +41,13 @@ def mixing_weights(scores: Tensor, experts: Tensor, *, normalise: bool, scaling:
     return weights * scaling
 
 
-def run_experts(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def run_experts(
+    x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, *, padded: bool = False
+) -> Tensor:
     """`sum_k weights[a,k] down_e(silu(gate_e(x_a)) * up_e(x_a))`, [A, D].
 
-    x [A, D], experts [A, K], weights [A, K], gate_up [E, 2F, D], down [E, D, F].
+    x [A, D], experts [A, K], weights [A, K], gate_up [E, 2F, D], down [E, D, F]. `padded` gives every product so many
+    rows that a token's bits do not depend on how many share its expert.
     """
     tokens, topk = experts.shape
     flat = experts.reshape(-1)
@@ -52,13 +55,11 @@ def run_experts(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, do
     counts = torch.bincount(flat, minlength=gate_up.shape[0]).tolist()
     inputs = x.index_select(0, order // topk).split(counts)
     shares = weights.reshape(-1, 1).index_select(0, order).to(x.dtype).split(counts)
-    # Without gradient an engine may be asking, whose tokens must not depend on how many share an expert.
-    least = 0 if torch.is_grad_enabled() else least_rows()
     outputs = []
     for expert, (part, share) in enumerate(zip(inputs, shares, strict=True)):
         if rows := part.shape[0]:
-            if rows < least:
-                part, share = F.pad(part, (0, 0, 0, least - rows)), F.pad(share, (0, 0, 0, least - rows))
+            if missing := row_padding(rows) if padded else 0:
+                part, share = F.pad(part, (0, 0, 0, missing)), F.pad(share, (0, 0, 0, missing))
             gate, up = F.linear(part, gate_up[expert]).chunk(2, dim=-1)
             # Weighed before the last product, where the rows are narrow: half of what backward would have to keep.
             outputs.append(F.linear(F.silu(gate) * up * share, down[expert])[:rows])

@@ -9,20 +9,48 @@ Weights are used as torch stores them, [out, in].
 
 from __future__ import annotations
 
+import hashlib
 import math
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 
-FAST = {"reassoc", "contract", "arcp", "nsz"}
+FAST = frozenset({"reassoc", "contract", "arcp", "nsz"})
 """What the compiler may do: sum in vectors, fuse multiply and add. Not: assume that there is no infinity."""
+
+AS_WRITTEN = frozenset({"contract"})
+"""Sums in the order that the loop states."""
 
 F = np.float32
 LOWEST = F(-1e30)
 
-loop: Any = numba.njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
-inlined: Any = numba.njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy", inline="always")
+
+def compiling(fastmath: frozenset[str], **options: Any) -> Any:
+    """A decorator that compiles a loop when it is first called, and keeps the result on disk."""
+
+    def decorate(function: Any) -> Any:
+        config: Any = numba.config
+        before, config.CACHE_DIR = config.CACHE_DIR, _folder()
+        try:
+            return numba.njit(function, fastmath=set(fastmath), nogil=True, cache=True, error_model="numpy", **options)
+        finally:
+            config.CACHE_DIR = before
+
+    return decorate
+
+
+@cache
+def _folder() -> str:
+    """Where compiled loops are kept, by the text of all of them: numba itself sees only changes of a loop's own file,
+    and would go on with an old version of what it calls."""
+    text = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("loops*.py")))
+    return str(Path(__file__).parent / "__pycache__" / f"loops-{hashlib.sha256(text).hexdigest()[:16]}")
+
+
+loop, ordered, inlined = compiling(FAST), compiling(AS_WRITTEN), compiling(FAST, inline="always")
 
 
 @loop
@@ -119,10 +147,10 @@ def sample(logits: Any, temperature: Any, uniform: Any, tokens: Any, logprobs: A
         for i in range(count):
             row[i] = (row[i] - highest) * share
         for i in range(count):
-            total += np.float64(exponential(row[i]))
+            total += np.float64(exponential(row[i])) if row[i] > F(-87) else 0.0
         target, passed = uniform[m] * total, 0.0
         for i in range(count):
-            passed += np.float64(exponential(row[i]))
+            passed += np.float64(exponential(row[i])) if row[i] > F(-87) else 0.0
             if passed > target:
                 tokens[m], chosen = i, row[i]
                 break

@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from baleen.ops.loops import LOWEST, F, exponential, loop, norm_rows, product, rotate
+from baleen.ops.loops import LOWEST, F, exponential, loop, norm_rows, ordered, product, rotate
+
+RUN = 1024
+"""Keys scored at once, about: their dims stay in the processor's first cache."""
 
 
 @loop
@@ -45,9 +48,9 @@ def project_index(
     x: Any, latent: Any, wq_b: Any, wk: Any, norm_weight: Any, norm_bias: Any, weights_proj: Any, eps: Any, cos: Any,
     sin: Any, interleaved: bool, places: Any, index_k: Any, q: Any, weights: Any,
 ) -> None:  # fmt: skip
-    """The index queries [M, I D] and weights [M, I] with their scales; writes the tokens' index keys [., D]."""
+    """The index queries [M, I D] and weights [M, I] with their scales; writes the tokens' index keys [D, .]."""
     tokens, half = cos.shape
-    dims, heads = index_k.shape[1], weights.shape[1]
+    dims, heads = index_k.shape[0], weights.shape[1]
     space = np.empty(2 * half, F)
     keys = np.empty((tokens, dims), F)
     product(latent, wq_b, q)
@@ -66,7 +69,7 @@ def project_index(
         for i in range(dims):
             key[i] = (key[i] - mean) * share * norm_weight[i] + norm_bias[i]
         rotate(key[: 2 * half], cos[m], sin[m], interleaved, space)
-        index_k[places[m]] = key
+        index_k[:, places[m]] = key
         for head in range(heads):
             rotate(q[m, head * dims : head * dims + 2 * half], cos[m], sin[m], interleaved, space)
             weights[m, head] *= scale
@@ -79,7 +82,7 @@ def select(
     """The best positions [M, K] of what each token sees, ascending, -1 behind: the higher score first, then the lower
     position."""
     tokens, most = selected.shape
-    dims, heads = index_k.shape[1], weights.shape[1]
+    dims, heads = index_k.shape[0], weights.shape[1]
     longest = 0
     for m in range(tokens):
         longest = max(longest, positions[m] + 1)
@@ -90,27 +93,16 @@ def select(
             for i in range(most):
                 chosen[i] = i if i < count else -1
             continue
-        mine = q[m].reshape(heads, dims)
-        for page in range((count + page_tokens - 1) // page_tokens):
-            first, start = table[page] * page_tokens, page * page_tokens
-            size = min(page_tokens, count - start)
-            scores[start : start + size] = F(0)
-            for head in range(0, heads, 4):
-                h1, h2, h3 = min(head + 1, heads - 1), min(head + 2, heads - 1), min(head + 3, heads - 1)
-                a, b, c, d = mine[head], mine[h1], mine[h2], mine[h3]
-                u, v = weights[m, head], weights[m, h1] if h1 > head else F(0)
-                w, x = weights[m, h2] if h2 > h1 else F(0), weights[m, h3] if h3 > h2 else F(0)
-                for i in range(size):
-                    key = index_k[first + i]
-                    p, r, s, t = F(0), F(0), F(0), F(0)
-                    for n in range(dims):
-                        y = key[n]
-                        p += a[n] * y
-                        r += b[n] * y
-                        s += c[n] * y
-                        t += d[n] * y
-                    total = u * max(p, F(0)) + v * max(r, F(0)) + w * max(s, F(0)) + x * max(t, F(0))
-                    scores[start + i] += total
+        asked = q[m].reshape(heads, dims)
+        start = 0
+        while start < count:  # a run of pages that lie one behind the other
+            page = start // page_tokens
+            first, end = table[page] * page_tokens, start + page_tokens
+            while end < count and end - start < RUN and table[end // page_tokens] == table[end // page_tokens - 1] + 1:
+                end += page_tokens
+            end = min(end, count)
+            score_run(asked, weights[m], index_k[:, first : first + end - start], scores[start:end])
+            start = end
         _sortable(scores, count, bits)
         threshold, equal = _kth_largest(bits, count, most, hits)
         taken = 0
@@ -120,6 +112,37 @@ def select(
                     equal -= 1
                 chosen[taken] = i
                 taken += 1
+
+
+@ordered
+def score_run(asked: Any, weights: Any, keys: Any, scores: Any) -> None:
+    """scores [n] = sum over heads of weight ReLU(asked . key), of keys [D, n] with their dims first: all keys of a run
+    in one vector operation. The order of the sums is as written, whatever the run's length."""
+    heads, dims = asked.shape
+    count = scores.shape[0]
+    dots = np.empty(count, F)
+    for head in range(heads):
+        mine, weight = asked[head], weights[head]
+        dots[:] = F(0)
+        for d in range(0, dims - 7, 8):
+            a, b, c, e = keys[d], keys[d + 1], keys[d + 2], keys[d + 3]
+            f, g, h, k = keys[d + 4], keys[d + 5], keys[d + 6], keys[d + 7]
+            p, q, r, s = mine[d], mine[d + 1], mine[d + 2], mine[d + 3]
+            t, u, v, w = mine[d + 4], mine[d + 5], mine[d + 6], mine[d + 7]
+            for i in range(count):
+                left = (p * a[i] + q * b[i]) + (r * c[i] + s * e[i])
+                right = (t * f[i] + u * g[i]) + (v * h[i] + w * k[i])
+                dots[i] += left + right
+        for d in range(dims - dims % 8, dims):
+            a, p = keys[d], mine[d]
+            for i in range(count):
+                dots[i] += p * a[i]
+        if head == 0:
+            for i in range(count):
+                scores[i] = weight * max(dots[i], F(0))
+        else:
+            for i in range(count):
+                scores[i] += weight * max(dots[i], F(0))
 
 
 @loop
