@@ -61,7 +61,7 @@ def test_a_file_says_what_it_is_and_is_one_idea_long(file):
     assert len(text.splitlines()) <= LONGEST_FILE, f"{name(file)} is longer than {LONGEST_FILE} lines"
 
 
-@pytest.mark.parametrize("folder", ["report", "chat"])
+@pytest.mark.parametrize("folder", ["report", "chat", "server"])
 def test_folders_that_must_not_know_torch_do_not(folder):
     for file in (SOURCE / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
