@@ -119,6 +119,11 @@ class Sequence:
         return self.length - self.computed
 
     @property
+    def is_new(self) -> bool:
+        """Whether its first token waits to be taken."""
+        return 0 < self.unsent == self.sampled
+
+    @property
     def was_admitted(self) -> bool:
         """Whether it ran before, and waits because its pages were taken."""
         return self.reused >= 0

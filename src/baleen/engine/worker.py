@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import Any
 from baleen.engine.params import EngineError, EngineOptions, SamplingParams
 from baleen.engine.sequence import Sequence
 from baleen.engine.service import Chunk, ModelInfo, PauseMode
+
+SEND_SECONDS = 0.004
+"""What comes within this time goes out together: a message for every step would cost as much as a small network's step.
+First and last tokens go out at once."""
 
 
 def work(connection: Connection, path: Path, options: EngineOptions) -> None:
@@ -48,6 +53,7 @@ class Worker:
         self.messages: deque[tuple[Any, ...]] = deque()
         self.arrived = threading.Event()
         self.gone = False
+        self.silent_until = 0.0
 
     def run(self) -> None:
         """Serves until the parent is gone."""
@@ -91,6 +97,10 @@ class Worker:
 
     def _step(self) -> None:
         ended = self.engine.step()
+        now = time.perf_counter()
+        if not ended and now < self.silent_until and not any(each.is_new for each in self.engine.running):
+            return
+        self.silent_until = now + SEND_SECONDS
         news: list[tuple[int, Chunk | Exception]] = [
             (self.numbers[sequence], _chunk(sequence)) for sequence in self.engine.running if sequence.unsent
         ]
