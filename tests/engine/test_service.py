@@ -50,7 +50,7 @@ def loop():
 
 
 def options(**changes):
-    return EngineOptions(**{"max_running": RUNNING, "max_tokens": CONTEXT, "threads": 1} | changes)
+    return EngineOptions(**{"max_running": RUNNING, "max_tokens": CONTEXT, "threads": 1, "page_tokens": 16} | changes)
 
 
 async def start(models, **changes):

@@ -120,7 +120,7 @@ class EngineOptions:
     """What the cache may take, traces included. None: room for `max_running` of the longest sequences, but no more than
     a quarter of the free memory."""
 
-    page_tokens: int = 16
+    page_tokens: int = 64
     chunk_tokens: int = 2048
     """New tokens of one forward, at most."""
 

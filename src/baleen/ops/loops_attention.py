@@ -86,6 +86,7 @@ def select(
     longest = 0
     for m in range(tokens):
         longest = max(longest, positions[m] + 1)
+    dots = np.empty(RUN + page_tokens, F)
     scores, bits, hits = np.empty(longest, F), np.empty(longest, np.uint32), np.zeros(256, np.int64)
     for m in range(tokens):
         count, table, chosen = positions[m] + 1, tables[owners[m]], selected[m]
@@ -101,7 +102,7 @@ def select(
             while end < count and end - start < RUN and table[end // page_tokens] == table[end // page_tokens - 1] + 1:
                 end += page_tokens
             end = min(end, count)
-            score_run(asked, weights[m], index_k[:, first : first + end - start], scores[start:end])
+            score_run(asked, weights[m], index_k[:, first : first + end - start], dots, scores[start:end])
             start = end
         _sortable(scores, count, bits)
         threshold, equal = _kth_largest(bits, count, most, hits)
@@ -115,15 +116,14 @@ def select(
 
 
 @ordered
-def score_run(asked: Any, weights: Any, keys: Any, scores: Any) -> None:
+def score_run(asked: Any, weights: Any, keys: Any, dots: Any, scores: Any) -> None:
     """scores [n] = sum over heads of weight ReLU(asked . key), of keys [D, n] with their dims first: all keys of a run
-    in one vector operation. The order of the sums is as written, whatever the run's length."""
+    in one vector operation; dots [n or more] is space. Sums are in the order as written, whatever the run's length."""
     heads, dims = asked.shape
     count = scores.shape[0]
-    dots = np.empty(count, F)
     for head in range(heads):
         mine, weight = asked[head], weights[head]
-        dots[:] = F(0)
+        dots[:count] = F(0)
         for d in range(0, dims - 7, 8):
             a, b, c, e = keys[d], keys[d + 1], keys[d + 2], keys[d + 3]
             f, g, h, k = keys[d + 4], keys[d + 5], keys[d + 6], keys[d + 7]
