@@ -21,6 +21,9 @@ LEAST_CHUNK = 1
 
 FIRST_CHUNK = 64
 
+QUIET_EVERY = 8
+"""Of so many steps beside decoding one takes no prompt: what a quiet step costs changes while a long prompt is read."""
+
 
 class Scheduler:
     """The waiting and the running sequences, and the pages they hold."""
@@ -164,10 +167,14 @@ class Pace:
         self.share, self.most = share, most
         self.tokens = float(min(FIRST_CHUNK, most))
         self.quiet: float | None = None
+        self._steps = 0
 
     def budget(self, decoding: int) -> int:
         """Prompt tokens of the next step."""
-        return self.most if self.share is None or not decoding else int(self.tokens)
+        if self.share is None or not decoding:
+            return self.most
+        self._steps += 1
+        return int(self.tokens) if self._steps % QUIET_EVERY else 0
 
     def observe(self, seconds: float, spans: list[Span]) -> None:
         """Learns from a step."""
