@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,31 +117,11 @@ def build_parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure this machine: our model beside its peers and its targets")
     benchmarks = bench.add_subparsers(title="benchmarks", metavar="NAME", required=True)
     bench_model = benchmarks.add_parser("model", help="prefill, decoding, training and memory, against transformers")
-    bench_model.add_argument("--quick", action="store_true", help="a tiny network and short prompts: tries the command")
-    bench_model.add_argument(
-        "--only", type=_names, default=[], metavar="PART,...", help="these parts, merged into an existing JSON"
-    )
-    bench_model.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go (default: DIR/model.json)")
-    bench_model.add_argument(
-        "--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="folder for the page (default: runs/bench)"
-    )
-    bench_model.set_defaults(
-        command=_bench_model, when_stopped="What was measured is saved; --only PART,... measures the rest."
-    )
+    _bench_arguments(bench_model, "model", _bench_model)
 
     bench_serve = benchmarks.add_parser("serve", help="the engine and the server, against transformers' generate")
     bench_serve.add_argument("path", type=Path, help="model folder, such as runs/nano/final")
-    bench_serve.add_argument("--quick", action="store_true", help="short: tries the command")
-    bench_serve.add_argument(
-        "--only", type=_names, default=[], metavar="PART,...", help="these parts, merged into an existing JSON"
-    )
-    bench_serve.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go (default: DIR/serve.json)")
-    bench_serve.add_argument(
-        "--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="(default: runs/bench)"
-    )
-    bench_serve.set_defaults(
-        command=_bench_serve, when_stopped="What was measured is saved; --only PART,... measures the rest."
-    )
+    _bench_arguments(bench_serve, "serve", _bench_serve)
 
     doctor = commands.add_parser("doctor", help="say what this machine has, what is missing and how to get it")
     doctor.set_defaults(command=_doctor)
@@ -169,6 +149,18 @@ def _names(text: str) -> list[str]:
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe that comes with baleen (micro, nano) or a TOML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, such as run.seed=1")
+
+
+def _bench_arguments(parser: argparse.ArgumentParser, name: str, command: Callable[..., int]) -> None:
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes: tries the command")
+    parser.add_argument(
+        "--only", type=_names, default=[], metavar="PART,...", help="these parts, merged into an existing JSON"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"where the numbers go (default: DIR/{name}.json)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="folder for results (default: runs/bench)"
+    )
+    parser.set_defaults(command=command, when_stopped="What was measured is saved; --only PART,... measures the rest.")
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:

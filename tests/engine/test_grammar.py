@@ -270,7 +270,9 @@ def test_every_kind_of_value_is_sampled_validly(tokenizer, kind):
 def test_numbers_are_never_beyond_what_json_readers_know(tokenizer, schema):
     tools = [one(schema)]
     for ids in runs(calls_grammar(tools, tokenizer, thinking=False, choice="use", parallel=False), tokenizer):
-        check_arguments(parse(tokenizer.decode(ids), thinking=False, tools=tools), tools)
+        message = parse(tokenizer.decode(ids), thinking=False, tools=tools)
+        assert len(message.tool_calls) == 1
+        check_arguments(message, tools)
 
 
 def test_every_enumerated_value_can_be_sampled(tokenizer):

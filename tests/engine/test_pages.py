@@ -114,7 +114,7 @@ class Pool(RuleBasedStateMachine):
     @invariant()
     def what_is_known_is_known(self):
         for key, page in self.known.items():
-            assert self.pool.knows(key)
+            assert self.pool.find([key])
             assert self.pool.find([key]) == [page]
 
 

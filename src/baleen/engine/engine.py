@@ -63,7 +63,7 @@ class Engine:
         self.pool = PagePool(pages)
         self.capacity = min(self.max_tokens, self.pool.total * page_tokens)
         self.scheduler = Scheduler(self.pool, self.options)
-        self.runner = Runner(model, cache, self.recorder, self.drafts)
+        self.runner = Runner(model, cache, self.recorder)
         self.ends = frozenset(config.stop_token_ids)
         self.version = 0
         self.steps = 0

@@ -92,10 +92,6 @@ class PagePool:
             self._page_of[key] = page
             self._key_of[page] = key
 
-    def knows(self, key: Key) -> bool:
-        """Whether a page of this content can be found."""
-        return key in self._page_of
-
     def forget_all(self) -> None:
         """The weights changed, so nothing that is stored may be found any more."""
         self._page_of.clear()

@@ -14,7 +14,7 @@ MOST = 10_000.0
 
 
 class EngineError(ValueError):
-    """A request that can never run, and why."""
+    """A request or an engine that can never run, and why."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SamplingParams:
     """How one request is sampled. temperature 0 takes the most likely token; the other defaults cut and change nothing.
 
     The order is that of other engines: bias and penalties on the logits, then the grammar, then temperature, then
-    top_k, top_p and min_p. Raises `ValueError` for values that make no sense.
+    top_k, top_p and min_p. Raises `EngineError` for values that make no sense.
     """
 
     temperature: float = 1.0
@@ -108,7 +108,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine is built."""
+    """How an engine is built. Raises `EngineError` for values that make no sense."""
 
     max_running: int = 64
     """Sequences that run at once; others wait."""
@@ -122,7 +122,7 @@ class EngineOptions:
 
     page_tokens: int = 64
     chunk_tokens: int = 2048
-    """New tokens of one forward, at most."""
+    """Prompt tokens of one forward, at most."""
 
     admit_every: int = 1
     """While others run, requests are admitted every so many steps: 1 answers soonest; many episodes, whose turns end
@@ -157,4 +157,4 @@ class EngineOptions:
 
 def _require(holds: bool, name: str, value: object, what: str) -> None:
     if not holds:
-        raise ValueError(f"{name} is {value}, and must be {what}")
+        raise EngineError(f"{name} is {value}, and must be {what}")

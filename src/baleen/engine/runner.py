@@ -27,12 +27,16 @@ from baleen.ops.invariance import row_padding
 
 @dataclass(frozen=True)
 class Span:
-    """New tokens of one sequence: those from `start` on, the last of them only a draft where `drafted`."""
+    """New tokens of one sequence, from `start` on.
+
+    `drafted`: the last of them is only a draft. `prompt`: they are a piece of what has to be read, not a decoding step.
+    """
 
     sequence: Sequence
     start: int
     tokens: NDArray[np.int32]
     drafted: bool = False
+    prompt: bool = False
 
     @property
     def end(self) -> int:
@@ -58,8 +62,8 @@ class Forward:
 class Runner:
     """The network over one cache."""
 
-    def __init__(self, model: Model, cache: LatentCache, recorder: Recorder | None, drafts: bool) -> None:
-        self.model, self.cache, self.recorder, self.drafts = model, cache, recorder, drafts
+    def __init__(self, model: Model, cache: LatentCache, recorder: Recorder | None) -> None:
+        self.model, self.cache, self.recorder = model, cache, recorder
         self.compiled = takes_loops(model)
 
     def forward(self, spans: Many[Span]) -> Forward:

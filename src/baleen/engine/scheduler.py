@@ -150,7 +150,8 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence, budget: int) -> Span:
         start = sequence.computed
-        return Span(sequence, start, sequence.ids[start : start + min(budget, sequence.waiting_tokens)])
+        tokens = sequence.ids[start : start + min(budget, sequence.waiting_tokens)]
+        return Span(sequence, start, tokens, prompt=True)
 
     def _release(self, sequence: Sequence) -> None:
         self._coming.difference_update(sequence.keys[sequence.registered :])
@@ -178,7 +179,7 @@ class Pace:
 
     def observe(self, seconds: float, spans: list[Span]) -> None:
         """Learns from a step."""
-        prompts = [span for span in spans if len(span.tokens) - span.drafted > 1]
+        prompts = [span for span in spans if span.prompt]
         decoding, prefilled = len(spans) - len(prompts), len(prompts)
         if self.share is None or not decoding:
             return

@@ -102,7 +102,7 @@ class Sequence:
     @property
     def tokens(self) -> list[int]:
         """The sampled tokens."""
-        return self._all[len(self.prompt) : self.length].tolist()
+        return self.tokens_from(0)
 
     def tokens_from(self, first: int) -> list[int]:
         """The sampled tokens from the given one on."""

@@ -1,7 +1,7 @@
 """The engine in a process of its own, seen from asyncio: requests go out, streams of tokens come back.
 
 Steps and HTTP would otherwise fight for one interpreter lock. The two processes speak in small tuples over a pipe; the
-engine's side is `worker.py`. One message a step brings what every stream got.
+engine's side is `worker.py`. One message brings what every stream got in a few milliseconds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one step gave one stream. The last one has a finish reason and the whole generation."""
+    """What one message brings one stream. The last one has a finish reason and the whole generation."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]

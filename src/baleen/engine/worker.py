@@ -97,10 +97,17 @@ class Worker:
 
     def _step(self) -> None:
         ended = self.engine.step()
-        now = time.perf_counter()
-        if not ended and now < self.silent_until and not any(each.is_new for each in self.engine.running):
+        if (
+            not ended
+            and time.perf_counter() < self.silent_until
+            and not any(each.is_new for each in self.engine.running)
+        ):
             return
-        self.silent_until = now + SEND_SECONDS
+        self._tell(ended)
+
+    def _tell(self, ended: list[Sequence]) -> None:
+        """Sends what every stream has not got yet."""
+        self.silent_until = time.perf_counter() + SEND_SECONDS
         news: list[tuple[int, Chunk | Exception]] = [
             (self.numbers[sequence], _chunk(sequence)) for sequence in self.engine.running if sequence.unsent
         ]
@@ -141,6 +148,7 @@ class Worker:
             self.pausing.append(number)
             return
         self.paused = True
+        self._tell([])
         self._answer(number, None)
 
     def _do_resume(self, number: int) -> None:
