@@ -28,6 +28,10 @@ class Environment(Protocol):
         """The reward's parts, 0 to 1 each; `outcome` is always among them. None means not scored, which is not 0."""
         ...
 
+    async def close(self) -> None:
+        """Ends what `reset` started: processes, sandboxes, connections. May be called twice, and before `reset`."""
+        ...
+
 
 class InfrastructureError(RuntimeError):
     """The environment itself failed: the episode is retried or left out, and never scored."""

@@ -73,6 +73,9 @@ class SyntheticEnvironment:
         off is no answer."""
         return {"outcome": judge(self.task, episode.messages) if episode.status == "finished" else 0.0}
 
+    async def close(self) -> None:
+        """Nothing to end: the database is memory, the sandbox belongs to who made the `python` tool."""
+
     def _open(self, task: Task) -> None:
         self.task = task
         self._database: Database | None = None
