@@ -128,15 +128,16 @@ def evaluate(path: Path, *, tasks: int, attempts: int, seed: int) -> None:
 
 async def _passes(policy: Policy, tasks: Sequence[Task], attempts: int, seed: int) -> list[tuple[int, int]]:
     """Attempts scored and passed of each task."""
-    from baleen.agent.loop import run_episodes, turn_seed
+    from baleen.agent.limits import EpisodeLimits
+    from baleen.agent.loop import Rules, run_episodes
+    from baleen.agent.policy import turn_seed
     from baleen.synthesis.environments import make_environment
 
     repeated = [task for task in tasks for _ in range(attempts)]
     samplings = [Sampling(thinking=task.thinking, seed=turn_seed(seed, index)) for index, task in enumerate(repeated)]
     async with PythonTool() as python:
-        episodes = await run_episodes(
-            repeated, lambda task: make_environment(task, python), policy, samplings, max_turns=MAX_TURNS
-        )
+        rules = Rules(EpisodeLimits(turns=MAX_TURNS))
+        episodes = await run_episodes(repeated, lambda task: make_environment(task, python), policy, samplings, rules)
     counts = []
     for start in range(0, len(episodes), attempts):
         scored = [episode for episode in episodes[start : start + attempts] if episode.scored]

@@ -68,12 +68,16 @@ class BarrierScriptedPolicy(ScriptedPolicy):
 
 
 class Counter:
-    """`add` counts; `crash` is a failure of the world itself. Verified by the count that the task wants."""
+    """`add` counts; `crash` is a failure of the world itself, `bug` a fault of a tool, `hang` never ends. Verified by
+    the count that the task wants."""
+
+    opened = 0
 
     async def reset(self, task):
         self.count = 0
         self.task = task
-        self.toolbox = Toolbox([self.add, self.crash])
+        self.toolbox = Toolbox([self.add, self.crash, self.bug, self.hang])
+        Counter.opened += 1
         if task.metadata.get("broken") == "reset":
             raise InfrastructureError("no world today")
         return list(task.messages), self.toolbox.specs
@@ -91,9 +95,20 @@ class Counter:
         self.count += by
         return self.count
 
+    async def close(self):
+        Counter.opened -= 1
+
     async def crash(self) -> str:
         """Fails."""
         raise InfrastructureError("the world went away")
+
+    def bug(self) -> str:
+        """Is wrong."""
+        return {}["nothing"]
+
+    async def hang(self) -> str:
+        """Waits for ever."""
+        await asyncio.Event().wait()
 
 
 def _call(word, turn, part):

@@ -16,7 +16,7 @@ from baleen.agent.records import episode_from_json, episode_to_json, read_jsonl,
 def an_episode():
     policy = ScriptedPolicy({"t": ("two", "add", "done")})
     made = task("t", nothing=None, empty=[])
-    return asyncio.run(run_episode(made, Counter(), policy, Sampling(seed=3), max_turns=4))
+    return asyncio.run(run_episode(made, lambda _: Counter(), policy, Sampling(seed=3)))
 
 
 def test_an_episode_survives_the_way_through_a_file(tmp_path):

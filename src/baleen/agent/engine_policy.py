@@ -8,7 +8,9 @@ A turn that follows tool results extends the tokens of the turn before; text is 
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from baleen.agent.policy import Completion, FinishReason, Sampling
 from baleen.chat.encoding import segments
@@ -26,10 +28,10 @@ class EnginePolicy:
     def __init__(self, engine: Engine, tokenizer: Tokenizer, *, traced: bool = False) -> None:
         self.engine, self.tokenizer, self.traced = engine, tokenizer, traced
         self._episodes = 0
-        self._asked: list[tuple[int, list[int], SamplingParams, asyncio.Future[Running]]] = []
-        self._answering: dict[int, asyncio.Future[Running]] = {}
+        self._asked: list[_Asked] = []
+        self._answering: dict[int, tuple[Running, asyncio.Future[Running]]] = {}
         self._driver: asyncio.Task[None] | None = None
-        self._served: dict[int, tuple[Message, Completion]] = {}
+        self._served: dict[int, tuple[tuple[Message, ...], Completion]] = {}
 
     def episode_started(self) -> None:
         """One more episode will ask."""
@@ -48,14 +50,22 @@ class EnginePolicy:
         if room < 1:
             return Completion(Message(role="assistant", content=""), tuple(prompt), (), None, "length", ("no room",))
         params = self.params(sampling, room)
-        future: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
-        self._asked.append((sampling.seed, prompt, params, future))
+        asked = _Asked(sampling.seed, prompt, params, asyncio.get_running_loop().create_future())
+        self._asked.append(asked)
         if self._driver is None or self._driver.done():
             self._driver = asyncio.ensure_future(self._drive())
-        running = await future
+        try:
+            running = await asked.answer
+        except asyncio.CancelledError:  # an episode out of time, for one: its pages are for the others
+            self._forget(asked)
+            raise
         completion = self.read(running, tools, sampling.thinking)
-        self._served[id(completion.message)] = (completion.message, completion)
+        self._served[id(completion.message)] = ((*messages, completion.message), completion)
         return completion
+
+    async def count_tokens(self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling) -> int:
+        """The length of the prompt that `complete` would sample after."""
+        return len(self.prompt(messages, tools, sampling.thinking))
 
     def params(self, sampling: Sampling, room: int) -> SamplingParams:
         """The engine's form of `sampling`, within `room` tokens."""
@@ -72,11 +82,13 @@ class EnginePolicy:
         pieces = segments(list(messages), list(tools), thinking)
         last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=None)
         if last is not None and all(message.role == "tool" for message in messages[last + 1 :]):
-            served = self._served.get(id(messages[last]))
-            if served is not None and pieces and any(piece.sampled for piece in pieces):
+            before, completion = self._served.get(id(messages[last]), ((), None))
+            # A context manager may have dropped messages before the last turn: then its tokens are no prefix.
+            unchanged = len(before) == last + 1 and all(map(operator.is_, before, messages))
+            if completion is not None and unchanged and any(piece.sampled for piece in pieces):
                 tail = len(pieces) - next(i for i, piece in enumerate(reversed(pieces)) if piece.sampled)
                 ids, _ = self.tokenizer.encode_segments(pieces[tail:])
-                return [*served[1].prompt_tokens, *served[1].sampled_tokens, *ids]
+                return [*completion.prompt_tokens, *completion.sampled_tokens, *ids]
         return self.tokenizer.encode_segments(pieces)[0]
 
     def read(self, running: Running, tools: Sequence[ToolSpec], thinking: bool) -> Completion:
@@ -109,14 +121,34 @@ class EnginePolicy:
                     await asyncio.sleep(0 if idle < 100 else 0.0005)
                     continue
                 idle = 0
-                for _, prompt, params, future in sorted(self._asked, key=lambda item: item[0]):
-                    self._answering[id(self.engine.submit(prompt, params))] = future
+                for asked in sorted(self._asked, key=lambda each: each.seed):
+                    sequence = self.engine.submit(asked.prompt, asked.params)
+                    self._answering[id(sequence)] = (sequence, asked.answer)
                 self._asked.clear()
                 for sequence in self.engine.step():
-                    self._answering.pop(id(sequence)).set_result(sequence)
+                    self._answering.pop(id(sequence))[1].set_result(sequence)
                 await asyncio.sleep(0)
         except BaseException as error:
-            for future in [*self._answering.values(), *(item[3] for item in self._asked)]:
-                if not future.done():
-                    future.set_exception(error)
+            waiting = [answer for _, answer in self._answering.values()]
+            for answer in [*waiting, *(asked.answer for asked in self._asked)]:
+                if not answer.done():
+                    answer.set_exception(error)
             raise
+
+    def _forget(self, asked: _Asked) -> None:
+        """Nobody waits for this turn any more."""
+        self._asked = [each for each in self._asked if each is not asked]
+        for key, (sequence, answer) in list(self._answering.items()):
+            if answer is asked.answer:
+                self.engine.cancel(sequence)
+                del self._answering[key]
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A turn that waits for the engine."""
+
+    seed: int
+    prompt: list[int]
+    params: SamplingParams
+    answer: asyncio.Future[Running]

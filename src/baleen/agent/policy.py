@@ -7,9 +7,10 @@ from text.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from baleen.chat.messages import Message, ToolSpec
 from baleen.engine.trace import Trace
@@ -51,3 +52,37 @@ class Policy(Protocol):
     async def complete(self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling) -> Completion:
         """The next turn after `messages`, with `tools` on offer."""
         ...
+
+
+@runtime_checkable
+class BarrierPolicy(Protocol):
+    """A policy that waits until every running episode has asked before it answers any of them, so that its batches,
+    and with them the last bits of its numbers, do not depend on how fast the environments are."""
+
+    def episode_started(self) -> None:
+        """One more place for episodes, whose episode will ask. Called for all of them before the first `complete`."""
+        ...
+
+    def episode_ended(self) -> None:
+        """One of the places will not ask any more."""
+        ...
+
+
+@runtime_checkable
+class CountingPolicy(Protocol):
+    """A policy that knows how long a prompt will be; managing the context needs it."""
+
+    async def count_tokens(self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling) -> int:
+        """The exact number of prompt tokens that `complete` with the same arguments would have."""
+        ...
+
+
+class PolicyError(RuntimeError):
+    """The policy gave no turn: its server is away, refuses, or answers what it should not. Not the model's doing: the
+    episode is tried again, and never scored."""
+
+
+def turn_seed(seed: int, turn: int, index: int = 0) -> int:
+    """The seed of one turn: 63 bits of BLAKE2b over seed, index and turn."""
+    digest = hashlib.blake2b(f"{seed}:{index}:{turn}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from baleen.agent.engine_policy import EnginePolicy
 from baleen.agent.environment import Environment
 from baleen.agent.episode import Episode
-from baleen.agent.loop import run_episodes, turn_seed
-from baleen.agent.policy import Sampling
+from baleen.agent.limits import EpisodeLimits
+from baleen.agent.loop import Rules, run_episodes
+from baleen.agent.policy import Sampling, turn_seed
 from baleen.agent.python_tool import PythonTool
 from baleen.agent.task import Task
 from baleen.chat.tokenizer import Tokenizer
@@ -20,6 +21,10 @@ from baleen.synthesis.environments import make_environment
 
 ADMIT_EVERY = 8
 """Engine steps between admissions: a result comes back at every step, and a prefill costs as much as a step."""
+
+
+class RolloutError(RuntimeError):
+    """An environment of ours has a fault: to be mended, not to be trained around."""
 
 
 class RolloutWorker:
@@ -51,12 +56,14 @@ class RolloutWorker:
         async def collect() -> None:
             # No more at once than can run: a next turn that had to wait might find its pages given away.
             at_once = self.engine.options.max_running
-            episodes.extend(
-                await run_episodes(every, environment, self.policy, samplings, max_turns=max_turns, at_once=at_once)
-            )
+            rules = Rules(EpisodeLimits(turns=max_turns))
+            episodes.extend(await run_episodes(every, environment, self.policy, samplings, rules, at_once=at_once))
 
         # They are not collect's result: asyncio.run writes that out as text once, which takes these 0.2 s.
         asyncio.run(collect())
+        broken = next((episode for episode in episodes if episode.status == "tool_error"), None)
+        if broken is not None:
+            raise RolloutError(f"a tool of task {broken.task.id} is at fault, so no training on it: {broken.error}")
         return episodes
 
     def close(self) -> None:

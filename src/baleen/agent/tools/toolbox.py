@@ -1,123 +1,183 @@
-"""Plain functions as tools: type hints become the JSON Schema, a docstring's first line the description.
+"""Plain functions as tools: calls are validated, run within their time, and answered as tool messages.
 
-The schemas are compact, because a small model reads every character of them: no titles, no descriptions that nobody
-wrote. What the model does wrong comes back as one short readable line; it is never an exception.
+What the model does wrong comes back as one short readable line; it is never an exception.
 
     async def add(a: int, b: Annotated[int, "the second term"] = 0) -> int: ...
-    toolbox = Toolbox([add]);  toolbox.specs;  await toolbox.call(call)
+    toolbox = Toolbox([add], seconds=30);  toolbox.specs;  await toolbox.call_all(calls)
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from contextvars import copy_context
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
+from baleen.agent.tools.paging import Pages
+from baleen.agent.tools.results import Finished, Image, ToolResult
+from baleen.agent.tools.signature import Signature, Tool, tool_spec
 from baleen.chat.messages import Message, ToolCall, ToolSpec
 
-Tool = Callable[..., Any]
+__all__ = ["Tool", "Toolbox", "tool_spec"]
 
-
-def tool_spec(function: Tool, name: str | None = None, description: str | None = None) -> ToolSpec:
-    """`function` as it is offered to a model. Raises `TypeError` for parameters that have no type or no name."""
-    name = name or function.__name__
-    if description is None:
-        description = next(iter((inspect.getdoc(function) or "").splitlines()), "")
-    return _spec(name, description, _parameters(function, name))
+_IMAGE_BYTES = 64 << 20
+"""Images of one toolbox beyond this are not kept."""
 
 
 class Toolbox:
-    """Some functions, sync or async, under their names. Calls are validated, run, and answered as tool messages."""
+    """Some functions, sync or async, under their names.
 
-    def __init__(self, functions: Mapping[str, Tool] | Iterable[Tool]) -> None:
-        named = functions.items() if isinstance(functions, Mapping) else ((f.__name__, f) for f in functions)
-        self._tools = {name: (function, _parameters(function, name)) for name, function in named}
-        self.specs: list[ToolSpec] = [tool_spec(function, name) for name, (function, _) in self._tools.items()]
+    `seconds`: how long one call may take (None: any time). Async functions are cancelled then. With it sync functions
+    run in a thread of their own, one at a time in the order of the calls; one that runs over is left alone, since no
+    thread can be stopped. Without it they run where they are called.
+    `page_characters`: a longer result is paged, and the tool `read_result` is offered to read on (None: no paging).
+
+    `finished`, `images` and the pages belong to one episode: give each its own toolbox where tools use them.
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, Tool] | Iterable[Tool],
+        *,
+        seconds: float | None = None,
+        page_characters: int | None = None,
+    ) -> None:
+        named = list(functions.items()) if isinstance(functions, Mapping) else [(f.__name__, f) for f in functions]
+        self._pages = None if page_characters is None else Pages(page_characters)
+        if self._pages is not None:
+            named.append(("read_result", self._pages.read_result))
+        twice = {name for name, _ in named if sum(name == other for other, _ in named) > 1}
+        if twice:
+            raise ValueError(f"two tools have the name {min(twice)!r}; give a mapping of name to function")
+        self.seconds = seconds
+        self._tools = {name: (function, Signature(function, name)) for name, function in named}
+        self.specs: list[ToolSpec] = [signature.spec() for _, signature in self._tools.values()]
+        self.finished: Finished | None = None
+        """What the first tool that ended the episode returned."""
+        self.images: dict[str, Image] = {}
+        """What tools drew, under the names by which messages speak of it."""
+        self._turns = _Turns()
 
     async def call(self, call: ToolCall) -> Message:
         """Runs one call. A mistake in it, or a `ValueError` of the tool, is answered `error: ...`; every other
         exception is a fault of the tool itself and is raised."""
         return Message(role="tool", tool_call_id=call.id, content=await self._answer(call))
 
+    async def call_all(self, calls: Sequence[ToolCall]) -> list[Message]:
+        """Runs the calls of one turn side by side; the answers stand in the calls' order. A fault of one tool cancels
+        the others and is raised."""
+        tasks = [asyncio.ensure_future(self.call(call)) for call in calls]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _answer(self, call: ToolCall) -> str:
         name = call.function.name
         if name not in self._tools:
             return f"error: unknown tool {name!r}; tools: {', '.join(self._tools)}"
-        function, parameters = self._tools[name]
+        function, signature = self._tools[name]
         try:
-            given = parameters.model_validate(call.function.parsed())
-        except ValidationError as error:
-            return f"error: {name}: {_first_mistakes(error)}"
-        except ValueError as error:
+            arguments = call.function.parsed()
+        except (ValueError, RecursionError) as error:
             return f"error: {name}: arguments are not a JSON object: {error}"
         try:
-            value = function(**{field: getattr(given, field) for field in given.model_fields_set})
-            if inspect.isawaitable(value):
-                value = await value
+            given = signature.validated(arguments)
+        except ValueError as error:
+            return f"error: {name}: {error}"
+        threaded = self.seconds is not None and not inspect.iscoroutinefunction(function)
+        limit = asyncio.timeout(None)
+        try:
+            # Waiting for another call's end is not this call's time.
+            async with self._turns.lock() if threaded else nullcontext(), limit:
+                limit.reschedule(self._deadline())
+                value = await _in_thread(lambda: function(**given)) if threaded else function(**given)
+                value = await value if inspect.isawaitable(value) else value
         except ValueError as error:
             return f"error: {error}"
-        return value if isinstance(value, str) else _compact_json(value)
+        except TimeoutError:
+            if not limit.expired():
+                raise  # the tool's own, its fault
+            return f"error: {name}: timed out after {self.seconds:g} s"
+        return self._text(name, value)
+
+    def _deadline(self) -> float | None:
+        return None if self.seconds is None else asyncio.get_running_loop().time() + self.seconds
+
+    def _text(self, name: str, value: Any) -> str:
+        if isinstance(value, Finished):
+            if self.finished is not None:
+                return f"error: {name}: the episode has ended already"
+            self.finished = value
+            return value.text
+        if isinstance(value, Image):
+            value = ToolResult("", (value,))
+        images: tuple[Image, ...] = ()
+        if isinstance(value, ToolResult):
+            value, images = value.text, value.images
+        text = value if isinstance(value, str) else _compact_json(value)
+        if self._pages is not None and name != "read_result":
+            text = self._pages.first(text)
+        lines = [text] * bool(text or not images) + [self._kept(image) for image in images]
+        return "\n".join(lines).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+
+    def _kept(self, image: Image) -> str:
+        if sum(len(kept.data) for kept in self.images.values()) + len(image.data) > _IMAGE_BYTES:
+            return f"[an image of {len(image.data)} bytes was dropped: {_IMAGE_BYTES >> 20} MiB are kept already]"
+        name = f"image-{len(self.images) + 1}"
+        self.images[name] = image
+        return image.described(name)
 
 
-def _parameters(function: Tool, name: str) -> type[BaseModel]:
-    """A closed pydantic model of the function's parameters."""
-    hints = get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise TypeError(f"tool {name!r}: parameter {parameter.name!r} cannot be given by name")
-        if parameter.name not in hints:
-            raise TypeError(f"tool {name!r}: parameter {parameter.name!r} needs a type hint")
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[parameter.name] = (_described(hints[parameter.name]), default)
-    return create_model(name, __config__=ConfigDict(extra="forbid", protected_namespaces=()), **fields)
+class _Turns:
+    """One sync function after the other."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = asyncio.Lock()
+
+    def lock(self) -> asyncio.Lock:
+        """The lock of the running event loop: a toolbox outlives `asyncio.run`, a lock does not."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._lock = loop, asyncio.Lock()
+        return self._lock
 
 
-def _described(hint: Any) -> Any:
-    """`Annotated[T, "text"]` with its text as pydantic's description."""
-    if get_origin(hint) is not Annotated:
-        return hint
-    kind, *extras = get_args(hint)
-    mended: list[FieldInfo | Any] = [Field(description=e) if isinstance(e, str) else e for e in extras]
-    return Annotated[(kind, *mended)]
+async def _in_thread(work: Callable[[], Any]) -> Any:
+    """What `work` returns or raises, in a daemon thread: an executor's threads are joined at exit, and one that hangs
+    would keep the program alive. A cancelled call leaves its thread behind."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[Any] = loop.create_future()
+    context = copy_context()
 
+    def tell(value: Any, error: BaseException | None) -> None:
+        if ended.done():
+            return
+        if error is None:
+            ended.set_result(value)
+        else:
+            ended.set_exception(error)
 
-def _spec(name: str, description: str, parameters: type[BaseModel]) -> ToolSpec:
-    schema = _without_titles(parameters.model_json_schema())
-    # That unknown arguments are refused is for the validator; the model needs only the names that exist.
-    schema = {key: schema[key] for key in ("type", "properties", "required", "$defs") if key in schema}
-    function = {"name": name, "description": description, "parameters": schema}
-    return ToolSpec(function={key: value for key, value in function.items() if value != ""})
+    def serve() -> None:
+        value, error = None, None
+        try:
+            value = context.run(work)
+        except BaseException as raised:  # noqa: BLE001 - it belongs to the caller
+            error = raised
+        with suppress(RuntimeError):  # the loop has ended; nobody waits any more
+            loop.call_soon_turnsafe(tell, value, error)
 
-
-def _without_titles(schema: Any, *, names: bool = False) -> Any:
-    """The schema without its `title` keywords. `names`: the keys at this level are names, where `title` is one too."""
-    if isinstance(schema, list):
-        return [_without_titles(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    kept = {}
-    for key, value in schema.items():
-        if key == "title" and not names:
-            continue
-        verbatim = not names and key in ("default", "const", "enum", "examples")
-        holds_names = not names and key in ("properties", "$defs")
-        kept[key] = value if verbatim else _without_titles(value, names=holds_names)
-    return kept
-
-
-def _first_mistakes(error: ValidationError) -> str:
-    mistakes = []
-    for mistake in error.errors(include_url=False, include_context=False)[:3]:
-        place = ".".join(map(str, mistake["loc"]))
-        text = "unknown argument" if mistake["type"] == "extra_forbidden" else mistake["msg"]
-        mistakes.append(f"{place}: {text}" if place else text)
-    return "; ".join(mistakes)
+    threading.Thread(target=serve, name="tool", daemon=True).start()
+    return await ended
 
 
 def _compact_json(value: Any) -> str:
