@@ -290,3 +290,12 @@ def test_turns_are_timed():
     assert len(done.timings) == len(done.completions) == 2
     assert all(timing.policy_seconds > 0 for timing in done.timings)
     assert (done.timings[0].tools_seconds > 0, done.timings[1].tools_seconds) == (True, 0)
+
+
+def test_what_no_tokenizer_can_read_is_replaced_where_it_comes_in():
+    class Odd(Counter):
+        async def step(self, calls):
+            return [Message(role="tool", tool_call_id=call.id, content="鲸\ud800!") for call in calls]
+
+    done = asyncio.run(run_episode(task("one"), lambda _: Odd(), ScriptedPolicy(SCRIPTS), Sampling()))
+    assert done.messages[2].content == "鲸?!"

@@ -63,3 +63,9 @@ def test_any_rows_come_back(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     write_jsonl(path, rows)
     assert list(read_jsonl(path)) == json.loads(json.dumps(rows))
+
+
+def test_half_a_surrogate_pair_comes_back_too(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"a": "\ud800 鲸"}, {"a": "鲸"}])
+    assert list(read_jsonl(tmp_path / "rows.jsonl")) == [{"a": "\ud800 鲸"}, {"a": "鲸"}]
+    assert "鲸" in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()[1]

@@ -17,7 +17,7 @@ from typing import Any
 
 from baleen.agent.episode import NOT_THE_MODELS, Episode
 from baleen.agent.policy import Sampling
-from baleen.agent.records import episode_from_json, episode_to_json
+from baleen.agent.records import episode_from_json, episode_to_json, json_line
 from baleen.agent.task import Task
 from baleen.agent.traces import TraceFolder
 
@@ -56,7 +56,7 @@ class Journal:
         """Adds an episode; once this has returned, a kill does not lose it."""
         name, seed, attempt = key
         record = episode_to_json(episode, traces=self.traces, seed=seed, attempt=attempt)
-        self._file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        self._file.write(json_line(record))
         self._file.flush()
         os.fsync(self._file.fileno())
         if episode.status not in NOT_THE_MODELS:

@@ -9,6 +9,7 @@ seeds, and is never scored.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
@@ -213,7 +214,7 @@ class _Conversation:
         if len(answers) != len(calls):
             name = type(self.environment).__name__
             raise _WorldError(RuntimeError(f"{name}.step gave {len(answers)} answers to {len(calls)} calls"))
-        self.messages.extend(answers)
+        self.messages.extend(map(_encodable, answers))
         self.timings[-1] = replace(self.timings[-1], tools_seconds=time.monotonic() - began)
 
     async def _ask(self, asked: Coroutine[Any, Any, _T]) -> _T:
@@ -248,6 +249,18 @@ class _Conversation:
             timings=tuple(self.timings),
             seconds=time.monotonic() - self.began,
         )
+
+
+def _encodable(message: Message) -> Message:
+    """The message without halves of surrogate pairs, which tools bring along and no tokenizer can read."""
+    content = message.content
+    if content is None or content.isascii():
+        return message
+    readable = content.encode("utf-8", "replace").decode("utf-8") if _SURROGATE.search(content) else content
+    return message if readable is content else message.model_copy(update={"content": readable})
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 async def _closed(environment: Environment, limits: EpisodeLimits) -> None:

@@ -66,14 +66,22 @@ def episode_from_json(record: Mapping[str, Any], *, traces: TraceFolder | None =
     )
 
 
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """One row with its newline, as UTF-8; a half of a surrogate pair, which UTF-8 has no bytes for, is escaped."""
+    try:
+        return (json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(row, separators=(",", ":")) + "\n").encode()
+
+
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes all rows or nothing: a temporary file beside `path` that takes its name at the end."""
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "wb") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+                file.write(json_line(row))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
