@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-VOID_TAGS = frozenset({"meta", "br", "rect", "line", "circle", "path", "polyline"})
+VOID_TAGS = frozenset({"meta", "br", "input", "rect", "line", "circle", "path", "polyline"})
 
 LARGEST = 1e100
 """A curve that went further has diverged; beyond it the arithmetic of an axis would overflow."""

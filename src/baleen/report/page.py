@@ -1,26 +1,20 @@
-"""A run folder becomes `report.html`: one file that needs nothing else, readable in light and dark.
-
-The page may not fetch anything: its content security policy forbids every request and every script but its own, so that
-even a model's output that slipped through the escaping could not act.
-"""
+"""A run folder becomes `report.html`: one file that needs nothing else, readable in light and dark."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from baleen.report.curves import rl_curves, text_curves
+from baleen.report.document import document, write_page
 from baleen.report.episodes import episodes
 from baleen.report.headline import headline, pipeline_table, recipe_name, verdict
 from baleen.report.markup import Html, compact, duration, element, number
 from baleen.report.run_folder import RunFolder, as_row
 from baleen.report.scores import scores
 from baleen.report.sparsity import selection_map, sparsity
+from baleen.report.viewer import ASSETS as VIEWER_ASSETS
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ SECTIONS = (
     ),
     Section("Rewards", "Learning from rewards", rl_curves, "One curve for each reinforcement learning stage."),
     Section("Scores", "Held-out tasks", scores, "Each checkpoint on tasks it never saw."),
-    Section("Episodes", "Episodes to read", episodes),
+    Section("Episodes", "Episodes to read", episodes, "Choose one by clicking or with the arrow keys."),
 )
 
 
@@ -68,35 +62,16 @@ def write_report(run_folder: Path) -> Path:
     Raises `FileNotFoundError` when the run folder is missing.
     """
     run = RunFolder.read(Path(run_folder))
-    page = render(run)
-    path = run.path / "report.html"
-    partial = path.with_name(".report.html.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_page(run.path / "report.html", render(run))
 
 
 def render(run: RunFolder) -> str:
     """The whole page."""
-    assets = files("baleen.report")
-    style, script = (Html(assets.joinpath(name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    title = f"Baleen: {recipe_name(run)}"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", style),
-    )
     sections = [_section(run, section) for section in SECTIONS]
     main = element("main", _header(run), *sections, _problems(run))
     tip = element("div", id="tip", hidden=True)
-    body = element("body", _navigation(), main, tip, element("script", script))
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    title = f"Baleen: {recipe_name(run)}"
+    return document(title, _navigation(), main, tip, assets=("page.css", "page.js", *VIEWER_ASSETS))
 
 
 def _header(run: RunFolder) -> Html:

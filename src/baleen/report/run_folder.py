@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,6 @@ class RunFolder:
         stage = self.stage(stage_name)
         return self.load_json(stage.folder / file_name) if stage and stage.folder else None
 
-    def artefact_rows(self, stage_name: str, file_name: str) -> Iterator[Row]:
-        """The rows of a stage's JSON-lines artefact, one at a time."""
-        stage = self.stage(stage_name)
-        return self.load_rows(stage.folder / file_name) if stage and stage.folder else iter(())
-
     def load_json(self, path: Path) -> Any:
         """The file's JSON value; None when it is absent or unreadable, the latter noted in `problems`."""
         try:
@@ -85,25 +80,12 @@ class RunFolder:
             return None
 
     def load_rows(self, path: Path) -> Iterator[Row]:
-        """The objects of a JSON-lines file. A torn last line is what a kill leaves, so it is no problem."""
-        try:
-            with path.open(encoding="utf-8", errors="replace") as lines:
-                torn: tuple[int, Exception] | None = None
-                for index, line in enumerate(lines, start=1):
-                    if torn:
-                        self._note(path, ValueError(f"line {torn[0]}: {torn[1]}"))
-                        torn = None
-                    try:
-                        value = json.loads(line) if line.strip() else None
-                    except (ValueError, RecursionError) as error:
-                        torn = (index, error)
-                        continue
-                    if isinstance(value, dict):
-                        yield value
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            self._note(path, error)
+        """The objects of a JSON-lines file; what cannot be read is noted in `problems`."""
+        return (row for _, row in self.numbered_rows(path))
+
+    def numbered_rows(self, path: Path) -> Iterator[tuple[int, Row]]:
+        """`load_rows` with each object's line, from 1."""
+        return read_rows(path, lambda error: self._note(path, error))
 
     def _read_stages(self) -> list[StageRecord]:
         listed = {
@@ -140,6 +122,29 @@ class RunFolder:
         line = f"{path.relative_to(self.path)}: {error}"
         if line not in self.problems:
             self.problems.append(line)
+
+
+def read_rows(path: Path, unread: Callable[[Exception], object]) -> Iterator[tuple[int, Row]]:
+    """(line, object) of a JSON-lines file, none of a missing one; `unread` is told of what cannot be read. A torn last
+    line is what a kill leaves, so it is no problem."""
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            torn: tuple[int, Exception] | None = None
+            for index, line in enumerate(lines, start=1):
+                if torn:
+                    unread(ValueError(f"line {torn[0]}: {torn[1]}"))
+                    torn = None
+                try:
+                    value = json.loads(line) if line.strip() else None
+                except (ValueError, RecursionError) as error:
+                    torn = (index, error)
+                    continue
+                if isinstance(value, dict):
+                    yield index, value
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        unread(error)
 
 
 def as_row(value: Any) -> Row:
