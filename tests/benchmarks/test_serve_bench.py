@@ -5,6 +5,8 @@ import contextlib
 import itertools
 import json
 import time
+from importlib import import_module
+from inspect import signature
 
 import pytest
 from hypothesis import given
@@ -15,10 +17,11 @@ from baleen.benchmarks.results import BenchmarkError, Results
 from baleen.benchmarks.serve import bench_serve
 from baleen.benchmarks.serve_client import DONE, Address, BrokenAnswer, Refused, choice_of, complete, events
 from baleen.benchmarks.serve_figures import figures
-from baleen.benchmarks.serve_parts import PARTS, QUICK_SIZES, Bench
+from baleen.benchmarks.serve_parts import PARTS, QUICK_SIZES, Bench, Sizes
 from baleen.benchmarks.serve_process import PAGES_USED, served
 from baleen.benchmarks.serve_prompts import random_prompts, tasks
 from baleen.benchmarks.serve_soak import Soak, _client, _pages_left
+from baleen.benchmarks.worker import MEASURES
 from baleen.chat import Tokenizer, encode
 from baleen.model.checkpoint import save_model
 from tiny import tiny_model
@@ -193,3 +196,25 @@ def test_the_target_counts_for_whole_answers_without_drafts(tmp_path):
     assert "in one piece with drafts 1,200" in speed.note
     assert single.met is None
     assert single.note == "single/http/plain: not measured"
+
+
+class Asked:
+    """Notes what is asked for, in place of measuring it."""
+
+    def __init__(self):
+        self.tasks = {}
+
+    def measure(self, key, task):
+        self.tasks[key] = dict(task)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("sizes", [Sizes(), QUICK_SIZES])
+def test_a_part_gives_its_measurements_the_arguments_that_they_take(part, sizes):
+    asked = Asked()
+    PARTS[part](Bench("whale", sizes, asked))
+    assert asked.tasks
+    for key, task in asked.tasks.items():
+        assert key.split("/")[0] == part
+        module, function = MEASURES[task.pop("measure")]
+        signature(getattr(import_module(f"baleen.benchmarks.{module}"), function)).bind(**task)

@@ -4,11 +4,14 @@ import json
 import pickle
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import pytest
 
 from baleen.chat import Tokenizer, markup
 from baleen.chat.grammar import (
+    LARGEST_GRAMMAR,
     LARGEST_NUMBER,
     GrammarError,
     GrammarLibraryError,
@@ -176,3 +179,52 @@ def test_importing_loads_neither_the_library_nor_torch():
     code = "import sys, baleen.chat.grammar; print({'llguidance', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def doubling(times, leaf):
+    """Definitions, each of which may be the next one or the next one."""
+    steps = {f"d{place}": {"anyOf": [{"$ref": f"#/$defs/d{place + 1}"}] * 2} for place in range(times)}
+    return {"$defs": {**steps, f"d{times}": leaf}}
+
+
+HOSTILE = {
+    "a pattern that Python matches for ever": one({"type": "string", "pattern": "(((a?){200}){200}){200}"}),
+    "classes that never close": one({"type": "string", "pattern": "[" * 15_000}),
+    "classes that close in an escape": one({"type": "string", "pattern": "[" * 15_000 + "\\"}),
+    "a long enumeration": one({"enum": [f"v{number}" for number in range(10_000)]}),
+    "strings that double": one({"$ref": "#/$defs/d0"}, **doubling(30, {"type": "string"})),
+    "numbers that double": one({"$ref": "#/$defs/d0"}, **doubling(30, {"type": "integer"})),
+    "values that double and are none": one({"$ref": "#/$defs/d0"}, **doubling(30, {"type": "string", "enum": [3]})),
+    "definitions for many parameters": tool(
+        {
+            "$defs": {f"d{place}": {"type": "integer", "maximum": place} for place in range(1500)},
+            "type": "object",
+            "properties": {f"p{place}": {"type": "array", "minItems": place} for place in range(1500)},
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_schema_is_written_or_refused_in_the_time_that_its_size_takes(tokenizer, kind):
+    began = time.process_time()
+    with suppress(GrammarError):
+        assert len(required([HOSTILE[kind]], tokenizer).text) <= LARGEST_GRAMMAR
+    assert time.process_time() - began < 3
+
+
+def test_choices_within_choices_are_taken_apart_up_to_a_limit(tokenizer):
+    assert required([one({"$ref": "#/$defs/d0"}, **doubling(6, {"type": "string"}))], tokenizer)
+    with pytest.raises(GrammarError, match="tool use, parameter value: more than 1000 alternatives"):
+        required([one({"$ref": "#/$defs/d0"}, **doubling(20, {"type": "string"}))], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "empty"),
+    [("a*", True), ("^a+$", False), ("^(a|)$", True), ("^$", True), ("[0-9]", False), ("^[^\\n]{0,3}$", True)],
+)
+def test_an_empty_string_may_be_written_where_the_pattern_matches_it(tokenizer, pattern, empty):
+    schema = one({"type": "string", "pattern": pattern})
+    assert ("tool0_empty1" in required([schema], tokenizer).text.split("tool0_value0:")[1].split("\n")[0]) == empty
+    longer = one({"type": "string", "pattern": pattern, "minLength": 1})
+    assert "tool0_empty1" not in required([longer], tokenizer).text.split("tool0_value0:")[1].split("\n")[0]

@@ -67,6 +67,7 @@ VALUES = {
     "short": {"type": "string", "minLength": 1, "maxLength": 5},
     "empty": {"type": "string", "maxLength": 0},
     "pattern": {"type": "string", "pattern": r"^[a-z]{2}-\d+/x$"},
+    "pattern of nothing or more": {"type": "string", "pattern": "^x{0,2}$"},
     "part of a pattern": {"type": "string", "pattern": "a|[0-9]|é"},
     "constant": {"const": "a b"},
     "one number": {"const": 12},

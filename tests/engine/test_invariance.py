@@ -8,7 +8,7 @@ cancelled on the way, caches that are forgotten in between. Each must get the bi
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -184,6 +184,18 @@ def cancelled(request, generation):
     return request.leaves is not None and generation.finish_reason == "abort"
 
 
+def assert_beginning(found, wanted, request):
+    """A request that was cancelled has what it sampled until then, with its trace, wherever it stood: running, or
+    waiting for pages that were taken from it."""
+    sampled = len(found.tokens)
+    assert found.tokens == wanted.tokens[:sampled]
+    assert bits(found.trace.logprobs) == bits(wanted.trace.logprobs[:sampled])
+    if sampled and request.params.trace:
+        rows = len(request.prompt) + sampled - 1
+        for name in ("experts", "selected"):
+            assert bits(getattr(found.trace, name)) == bits(getattr(wanted.trace, name)[:rows]), name
+
+
 def assert_nothing_is_held(engine):
     assert engine.pool.used == 0
     assert engine.pool.available == engine.pool.total
@@ -199,7 +211,7 @@ def test_a_request_gets_the_bits_that_it_gets_alone(given):
         found, engine = together(given)
     for request, one, other in zip(given.requests, found, wanted, strict=True):
         if cancelled(request, one):
-            assert one.tokens == other.tokens[: len(one.tokens)]
+            assert_beginning(one, other, request)
         else:
             assert_same(one, other)
     assert_nothing_is_held(engine)
@@ -234,3 +246,32 @@ def test_the_runs_above_preempt_share_pages_and_accept_drafts():
     assert engine.cached_tokens > 0
     for request, one in zip(crowd, found, strict=True):
         assert_same(one, alone(request))
+
+
+@pytest.mark.parametrize("when", ["waiting", "computed anew"])
+def test_a_request_that_is_cancelled_after_its_pages_were_taken_has_its_trace(when):
+    params = SamplingParams(max_tokens=MOST_SAMPLED, ignore_end=True, trace=True)
+    crowd = [Request(tuple(BEGINNINGS[number % 2][:20]), replace(params, seed=number), 0) for number in range(6)]
+    engine = engine_of(Run(crowd, {"max_running": 6, "page_tokens": 4, "chunk_tokens": 3, "drafts": False}, 2, False))
+    submitted = [engine.submit(each.prompt, each.params) for each in crowd]
+    preempted = []
+    while not preempted:
+        engine.step()
+        preempted = [each for each in engine.waiting if each.sampled > 1]
+    victim = preempted[0]
+    if when == "computed anew":
+        # Its pages are forgotten, too: all that it has is computed once more, in several steps.
+        engine.weights_changed()
+        while not 0 < victim.computed < victim.length - 1:
+            engine.step()
+    engine.cancel(victim)
+    request = crowd[submitted.index(victim)]
+    assert victim.generation.finish_reason == "abort"
+    assert_beginning(victim.generation, alone(request), request)
+    while engine.busy:
+        engine.step()
+    for one, each in zip(submitted, crowd, strict=True):
+        if one is not victim:
+            assert_same(one.generation, alone(each))
+    assert all(each.records is None for each in submitted if each is not victim), "kept for nothing"
+    assert_nothing_is_held(engine)

@@ -1,5 +1,6 @@
-"""Servers for the tests of this folder; what they share lies beside them."""
+"""Servers and a browser for the tests of this folder; what they share lies beside them."""
 
+import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,11 +9,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from browser import Browser
 from loopback import WEATHER, running
 from scripted_service import ScriptedService
+from taught import taught_model
 
 from baleen.chat import Tokenizer, encode
 from baleen.server.settings import ServerSettings
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +28,22 @@ def tokenizer():
         "I need the weather of the city. It is sunny in Paris, 21 degrees. 你好，世界",
     ]
     return Tokenizer.train(texts, 600)
+
+
+@pytest.fixture(scope="session")
+def taught(tokenizer, tmp_path_factory):
+    """The folder of a small trained checkpoint; what it learned is in `taught.py`."""
+    return taught_model(tokenizer, tmp_path_factory.mktemp("taught"))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A chromium, where there is one."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: install it to try the chat page in a browser")
+    browser = Browser(CHROMIUM, tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="session")

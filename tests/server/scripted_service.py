@@ -116,6 +116,7 @@ class ScriptedService:
     streams: list[ScriptedStream] = field(default_factory=list)
     standing: bool = False
     aborting: bool = False
+    resumed: bool = False
     closed: bool = False
     cleared: int = 0
     version: int = 0
@@ -140,11 +141,15 @@ class ScriptedService:
 
     async def pause(self, mode: str = "wait") -> None:
         self.standing, self.aborting = mode == "keep", mode == "abort"
+        self.resumed = False
         while mode != "keep" and any(not (each.ended or each.cancelled) for each in self.streams):
+            if self.resumed:
+                raise EngineError("resumed before the pause was reached")
             await asyncio.sleep(0.005)
 
     async def resume(self) -> None:
         self.standing = self.aborting = False
+        self.resumed = True
 
     async def update_weights(self, path: Path) -> int:
         if any(not (each.ended or each.cancelled) for each in self.streams) and not self.standing:

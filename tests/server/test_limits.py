@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import queue
 import socket
 import threading
 
@@ -13,6 +14,8 @@ import openai
 import pytest
 from loopback import MODEL
 from scripted_service import always
+
+from baleen.chat import Tokenizer
 
 USER = {"role": "user", "content": "hi"}
 LONG = always("</think>" + "word " * 200)
@@ -207,3 +210,38 @@ def test_other_origins_are_let_in_only_where_they_are_named(serving):
     assert "access-control-allow-origin" not in closed.http().options("/v1/models", headers=origin).headers
     answer = opened.http().options("/v1/models", headers=origin)
     assert answer.headers["access-control-allow-origin"] == "http://page.example"
+
+
+def test_a_key_is_bytes_whatever_letters_it_has(serving):
+    client = serving(api_key="clé").http()
+    assert client.get("/v1/models", headers={"authorization": "Bearer clé".encode()}).status_code == 200
+    assert client.get("/v1/models", headers={"authorization": "Bearer clé".encode("latin-1")}).status_code == 401
+
+
+def test_long_texts_are_not_read_or_written_in_the_thread_of_all_streams(serving, monkeypatch):
+    server = serving()
+    client = server.http()
+    seen, found = set(), queue.Queue()
+    server.loop.call_soon_threadsafe(lambda: found.put(threading.get_ident()))
+    streams = found.get(timeout=5)
+    for name in ("decode", "encode", "encode_segments"):
+        inner = getattr(Tokenizer, name)
+        watched = lambda *given, inner=inner: (seen.add(threading.get_ident()), inner(*given))[1]  # noqa: E731
+        monkeypatch.setattr(Tokenizer, name, watched)
+    long = "the weather " * 3000
+    turns = [USER, {"role": "assistant", "reasoning_content": long, "content": "x"}, USER]
+    tool = {"type": "function", "function": {"name": "get", "description": long}}
+    for path, body in (
+        ("/tokenize", {"prompt": long}),
+        ("/tokenize", {"prompt": long * 4, "return_token_strs": True}),
+        ("/tokenize", {"messages": turns}),
+        ("/tokenize", {"messages": [USER], "tools": [tool]}),
+        ("/detokenize", {"tokens": [300] * 30_000}),
+    ):
+        seen.clear()
+        client.post(path, json=body).raise_for_status()
+        assert seen
+        assert streams not in seen, body.keys()
+    seen.clear()
+    client.post("/tokenize", json={"messages": [USER]}).raise_for_status()
+    assert seen == {streams}, "a thread would cost a short text more than it takes"

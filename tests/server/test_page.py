@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from pathlib import Path
 
 import pytest
+from browser import ask, count, text_of, until_answered
 
-sys.path.insert(0, str(Path(__file__).parent))
-from browser import Browser
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGE = files("baleen.server") / "page.html"
 HOSTILE = """<img src=x onerror="window.hacked = 1"> <script>window.hacked = 1</script>
 
@@ -152,15 +146,6 @@ def server():
         server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: install it to try the chat page in a browser")
-    browser = Browser(CHROMIUM, tmp_path_factory.mktemp("browser"))
-    yield browser
-    browser.close()
-
-
 @pytest.fixture
 def page(browser, server):
     """The page without a past; every test also asserts that nothing went wrong and nothing left the origin."""
@@ -175,24 +160,6 @@ def page(browser, server):
     strangers = [url for url in browser.requested() if not url.startswith((server.address, "data:"))]
     assert not strangers, "requests to another origin"
     assert not browser.complaints()
-
-
-def ask(page, text):
-    page.type("#text", text)
-    page.press("Enter")
-
-
-def until_answered(page, answers=1):
-    done = "document.querySelector('#thread').ariaBusy === 'false'"
-    page.until(f"{done} && document.querySelectorAll('.assistant').length === {answers}")
-
-
-def count(page, selector):
-    return page.run(f"document.querySelectorAll({json.dumps(selector)}).length")
-
-
-def text_of(page, selector):
-    return page.run(f"document.querySelector({json.dumps(selector)}).innerText")
 
 
 def test_a_question_streams_an_answer_with_its_reasoning_folded(page, server):

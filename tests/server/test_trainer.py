@@ -124,6 +124,19 @@ def test_running_requests_do_as_the_mode_says(serving, mode, reason):
     assert got[0]["choices"][0]["finish_reason"] == reason
 
 
+def test_a_pause_that_a_resume_overtook_is_409_and_requests_are_taken(serving):
+    server = serving(answers=always("</think>" + "word " * 200), delay=0.05)
+    client, got = server.http(), []
+    with server.openai().chat.completions.create(model=MODEL, messages=[USER], stream=True):
+        thread = threading.Thread(target=lambda: got.append(server.http().post("/pause")))
+        thread.start()
+        server.wait_until(lambda: server.gate.paused)
+        client.post("/resume").raise_for_status()
+        thread.join(10)
+        assert (got[0].status_code, got[0].json()["error"]["code"]) == (409, "overtaken")
+        assert client.get("/health").json() == {"status": "ok"}
+
+
 def test_weights_that_cannot_be_taken_say_why(serving, tmp_path):
     server = serving(answers=always("</think>" + "word " * 200), delay=0.05)
     client = server.http()
@@ -132,6 +145,15 @@ def test_weights_that_cannot_be_taken_say_why(serving, tmp_path):
     with server.openai().chat.completions.create(model=MODEL, messages=[USER], stream=True):
         answer = client.post("/update_weights", json={"path": str(tmp_path)})
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "engine_busy")
+
+
+def test_all_prompts_of_a_request_count_in_its_metrics(serving):
+    client = serving().http()
+    before = samples(client)
+    client.post("/v1/completions", json={"prompt": [[1, 2], [3, 4, 5]], "n": 2}).raise_for_status()
+    after = samples(client)
+    name = ("baleen_request_prompt_tokens_sum",)
+    assert after[name] - before.get(name, 0) == 5
 
 
 def test_metrics_tell_what_happened(serving):

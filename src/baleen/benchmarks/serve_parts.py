@@ -104,65 +104,46 @@ def form_name(drafts: bool) -> str:
     return "with drafts" if drafts else "plain"
 
 
-def measure_prefix(bench: Bench) -> None:
-    """The first token after a known beginning."""
-    sizes = bench.sizes
-    bench.measure("prefix", "serve_prefix", length=sizes.prefix, more=sizes.more, rounds=sizes.prefix_rounds)
+def _measured_once(part: str, arguments: Callable[[Sizes], dict[str, Any]]) -> Callable[[Bench], None]:
+    """A part that is one measurement of its own name, with what the sizes say."""
+    return lambda bench: bench.measure(part, f"serve_{part}", **arguments(bench.sizes))
 
 
-def measure_beside(bench: Bench) -> None:
-    """A stream while a long prompt is read."""
-    sizes = bench.sizes
-    bench.measure(
-        "beside",
-        "serve_beside",
-        prompt_tokens=sizes.prompt,
-        long_tokens=sizes.long,
-        quiet=sizes.quiet,
-        max_tokens=sizes.context,
-    )
-
-
-def measure_traces(bench: Bench) -> None:
-    """Episodes with traces and without."""
-    sizes = bench.sizes
-    bench.measure(
-        "traces",
-        "serve_traces",
-        episodes=sizes.episodes,
-        max_tokens=sizes.episode_tokens,
-        repeats=sizes.episode_repeats,
-    )
-
-
-def measure_drafts(bench: Bench) -> None:
-    """Conversations of the model's own domain, with drafts and without."""
-    sizes = bench.sizes
-    bench.measure(
-        "drafts",
-        "serve_drafts",
-        batches=[1, sizes.at_once],
-        prompts=sizes.conversations,
-        max_tokens=sizes.answer,
-        repeats=sizes.repeats,
-    )
-
-
-def measure_soak(bench: Bench) -> None:
-    """Many clients for minutes."""
-    sizes = bench.sizes
-    bench.measure(
-        "soak", "serve_soak", clients=sizes.soak_clients, seconds=sizes.soak_seconds, distinct=sizes.soak_requests
-    )
-
+ONE_MEASUREMENT: dict[str, Callable[[Sizes], dict[str, Any]]] = {
+    # The first token after a known beginning.
+    "prefix": lambda sizes: {"length": sizes.prefix, "more": sizes.more, "rounds": sizes.prefix_rounds},
+    # A stream while a long prompt is read.
+    "beside": lambda sizes: {
+        "prompt_tokens": sizes.prompt,
+        "long_tokens": sizes.long,
+        "quiet": sizes.quiet,
+        "max_tokens": sizes.context,
+    },
+    # Episodes with traces and without.
+    "traces": lambda sizes: {
+        "episodes": sizes.episodes,
+        "max_tokens": sizes.episode_tokens,
+        "repeats": sizes.episode_repeats,
+    },
+    # Conversations of the model's own domain, with drafts and without.
+    "drafts": lambda sizes: {
+        "batches": [1, sizes.at_once],
+        "prompts": sizes.conversations,
+        "max_tokens": sizes.answer,
+        "repeats": sizes.repeats,
+    },
+    # Many clients for minutes.
+    "soak": lambda sizes: {
+        "clients": sizes.soak_clients,
+        "seconds": sizes.soak_seconds,
+        "distinct": sizes.soak_requests,
+    },
+}
+"""The parts that are one measurement, and its arguments."""
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "throughput": measure_throughput,
     "single": measure_single,
-    "prefix": measure_prefix,
-    "beside": measure_beside,
-    "traces": measure_traces,
-    "drafts": measure_drafts,
-    "soak": measure_soak,
+    **{part: _measured_once(part, arguments) for part, arguments in ONE_MEASUREMENT.items()},
 }
 """The parts by name, in the order in which they run."""

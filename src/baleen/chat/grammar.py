@@ -15,29 +15,44 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
-from functools import partial
-from itertools import chain
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 from baleen.chat import markup
 from baleen.chat.conversation import read_tools
-from baleen.chat.declared import fits
 from baleen.chat.messages import ToolSpec
+from baleen.chat.parameter_values import (
+    ANNOTATIONS,
+    GrammarError,
+    GrammarLibraryError,
+    llguidance,
+    resolved,
+    types_of,
+    values_of,
+)
 from baleen.chat.tokenizer import Tokenizer
+
+__all__ = [
+    "LARGEST_GRAMMAR",
+    "LARGEST_NUMBER",
+    "GrammarError",
+    "GrammarLibraryError",
+    "GrammarSpec",
+    "calls_grammar",
+    "llguidance",
+    "marker_ids",
+    "response_grammar",
+]
 
 LARGEST_NUMBER = 10**18
 """In size, where the schema sets no bound. An unbounded number could be spelled 1e999, which is no JSON number to most
 readers; within bounds llguidance writes no exponents."""
 
-
-class GrammarError(ValueError):
-    """A grammar that cannot be written or run; the message names the tool and the parameter where there is one."""
-
-
-class GrammarLibraryError(ImportError):
-    """llguidance is missing; the message says how to install it."""
+LARGEST_GRAMMAR = 2_000_000
+"""Characters; some seconds of compiling. Every JSON value brings all definitions of its tool, so a large request could
+ask for far more than it holds itself."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,9 @@ class _Writer:
         self.rules: dict[str, str] = {}
         self.text_end = self.split(markup.PARAMETER_CLOSE + _NEXT_PARAMETER)[0]
         self._named: dict[str, str] = {}  # terminals and JSON by what they are; what is the same is written once
+        self._written = 0
+        # Tools in their hundreds have the same few kinds of parameters.
+        self._problem = cache(lambda grammar: llguidance().LLMatcher.validate_grammar(grammar))
 
     def tokens(self, text: str, special: bool = True) -> str:
         return " ".join(f"<[{token}]>" for token in self.tokenizer.encode(text, special))
@@ -143,9 +161,15 @@ class _Writer:
         form = _bounded(schema)
         definitions = {**form.get("$defs", {}), _ANYTHING_NAME: _ANYTHING_DEFINITION}
         text = json.dumps({**form, "$defs": definitions, "x-guidance": _JSON_STYLE})
+        self._count(len(text))
         if (body := f"%json {text}") not in self._named:
-            _check(llguidance().LLMatcher.grammar_from_json_schema(text), where)
+            self.check(llguidance().LLMatcher.grammar_from_json_schema(text), where)
         return self._named.setdefault(body, f"json{len(self._named)}")
+
+    def check(self, grammar: str, where: str) -> None:
+        """Raises `GrammarError` for a grammar that llguidance cannot read."""
+        if message := self._problem(grammar):
+            raise GrammarError(f"{where}: {message}")
 
     def add(self, rule: str, way: str) -> None:
         """Adds one way to follow `rule`."""
@@ -159,7 +183,14 @@ class _Writer:
             self.add("start", f"reasoning {self.rules['start']}")
             self.rules[f"reasoning{limit}"] = self.text(_CONTENT_TAGS)
         named = {name: body for body, name in self._named.items()}
-        return GrammarSpec("".join(f"{name}: {body}\n" for name, body in {**self.rules, **named}.items()))
+        text = "".join(f"{name}: {body}\n" for name, body in {**self.rules, **named}.items())
+        self._count(len(text) - self._written)
+        return GrammarSpec(text)
+
+    def _count(self, more: int) -> None:
+        self._written += more
+        if self._written > LARGEST_GRAMMAR:
+            raise GrammarError(f"the schemas make a grammar of more than {LARGEST_GRAMMAR} characters")
 
 
 @contextmanager
@@ -169,21 +200,6 @@ def _readable(where: str) -> Iterator[None]:
         yield
     except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise GrammarError(f"{where}: this is no JSON Schema: {error!r}") from error
-
-
-def _check(grammar: str, where: str) -> None:
-    if message := llguidance().LLMatcher.validate_grammar(grammar):
-        raise GrammarError(f"{where}: {message}")
-
-
-@dataclass(frozen=True)
-class _Values:
-    """What a parameter may be: text of the `texts` (terminals), one of `strings`, JSON of `schemas`, or `others`."""
-
-    texts: tuple[str, ...] = ()
-    strings: tuple[str, ...] = ()
-    schemas: tuple[Any, ...] = ()
-    others: tuple[Any, ...] = ()
 
 
 def _tool(writer: _Writer, place: int, tool: ToolSpec, parallel: bool) -> str:
@@ -217,7 +233,7 @@ def _tool(writer: _Writer, place: int, tool: ToolSpec, parallel: bool) -> str:
 
 def _value(writer: _Writer, subschema: Any, schema: Mapping[str, Any], where: str, tool: str, following: int) -> str:
     """What follows a parameter's key."""
-    values = _values(subschema, schema, where)
+    values = values_of(subschema, schema, where)
     filled = [text for text in values.strings if text]
     if any(tag in text for tag in _VALUE_TAGS for text in filled):
         raise GrammarError(f"{where}: a value spells a tag of the format")
@@ -230,7 +246,7 @@ def _value(writer: _Writer, subschema: Any, schema: Mapping[str, Any], where: st
     if values.texts:
         # Known strings are text here, too: as tokens they would compete with the free text.
         body = " | ".join([*(f"({text})" for text in values.texts), *map(_json, filled)])
-        _check(f"start: T\nT: {body}\n", where)
+        writer.check(f"start: T\nT: {body}\n", where)
         text = writer.text(_VALUE_TAGS, f"({body})", ending=writer.text_end)
         ways.append(f"{writer.tokens(_TRUE)} {text} {tool}_free{following}")
     elif filled:
@@ -249,103 +265,15 @@ def _value(writer: _Writer, subschema: Any, schema: Mapping[str, Any], where: st
 
 def _declared(schema: Mapping[str, Any], where: str) -> list[tuple[str, Any, bool]]:
     """The parameters that may be written, in order: key, schema, and whether it is required."""
-    top = _resolved(schema, schema, where)
+    top = resolved(schema, schema, where)
     if top.get("type", "object") != "object" or _COMPOSED & top.keys():
         raise GrammarError(f"{where}: parameters must be one plain object, without {', '.join(sorted(_COMPOSED))}")
     properties, required = {**(top.get("properties") or {})}, list(top.get("required") or ())
     properties.update({key: top.get("additionalProperties", True) for key in required if key not in properties})
     if any('"' in name or "\n" in name for name in (where, *properties)):
         raise GrammarError(f"{where}: a name has a quote or a newline, which the format cannot write")
-    return [(key, subschema, key in required) for key, subschema in properties.items()]
-
-
-def _values(schema: Any, root: Mapping[str, Any], where: str) -> _Values:
-    """Takes a parameter's schema apart into strings, which are written raw, and everything else, which is JSON."""
-    schema = _resolved({} if schema is True else schema, root, where)
-    if "const" in schema or "enum" in schema:
-        fixed = [value for value in schema.get("enum", [schema.get("const")]) if fits(value, schema)]
-        strings = tuple(value for value in fixed if isinstance(value, str))
-        return _Values(strings=strings, others=tuple(value for value in fixed if not isinstance(value, str)))
-    kinds = _types(schema)
-    others = [kind for kind in kinds if kind != "string"]
-    if "string" not in kinds:
-        return _Values(schemas=(schema,))
-    for word in ("anyOf", "oneOf"):
-        if word in schema:
-            return _branches(schema, word, root, where)
-    if "not" in schema or "if" in schema or "allOf" in schema:
-        raise GrammarError(f"{where}: allOf, not and if are understood only where the value cannot be a string")
-    texts, strings = _texts(schema, where)
-    return _Values(texts, strings, schemas=({**schema, "type": others},) if others else ())
-
-
-def _branches(schema: Mapping[str, Any], word: str, root: Mapping[str, Any], where: str) -> _Values:
-    outer = {key: value for key, value in schema.items() if key != word and key not in _ANNOTATIONS}
-    merged = []
-    for branch in schema[word]:
-        inner = _resolved(branch, root, where)
-        if any(outer[key] != inner[key] for key in outer.keys() & inner.keys() - {"title", "description"}):
-            raise GrammarError(f"{where}: {word} and what stands beside it disagree")
-        merged.append({**outer, **inner})
-    parts = [_values(branch, root, where) for branch in merged]
-    with_strings = sum(bool(part.texts or part.strings) for part in parts)
-    if not with_strings:
-        return _Values(schemas=(schema,))
-    if word == "oneOf" and with_strings > 1:
-        raise GrammarError(f"{where}: oneOf with several kinds of strings; use anyOf")
-    texts, strings, schemas, others = (tuple(chain(*kind)) for kind in zip(*map(astuple, parts), strict=True))
-    return _Values(texts, strings, ({"oneOf": list(schemas)},) if word == "oneOf" and schemas else schemas, others)
-
-
-def _resolved(schema: Mapping[str, Any], root: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The schema without `$ref` at its top, nor an `allOf` of one; what stands beside them is kept."""
-    flat, seen = {**schema}, set()
-    while "$ref" in flat or len(flat.get("allOf", ())) == 1:
-        if "$ref" not in flat:
-            flat = {**flat.pop("allOf")[0], **flat}
-            continue
-        reference = flat.pop("$ref")
-        target: Any = root if reference.startswith("#") and reference not in seen else None
-        for step in reference.split("/")[1:]:
-            target = target.get(step) if isinstance(target, Mapping) else None
-        if not isinstance(target, Mapping):
-            raise GrammarError(f"{where}: $ref {reference!r} leads nowhere; only paths within the schema are followed")
-        seen.add(reference)
-        flat = {**target, **flat}
-    return flat
-
-
-def _types(schema: Mapping[str, Any]) -> list[str]:
-    """The JSON types that a schema allows; where it names none, its other keywords tell."""
-    named = schema.get("type")
-    if named is None:
-        hints = {"properties": "object", "items": "array", "minLength": "string", "pattern": "string"}
-        named = [kind for key, kind in hints.items() if key in schema] or _ALL_TYPES
-    return [named] if isinstance(named, str) else list(dict.fromkeys(named))
-
-
-def _texts(schema: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A schema of strings as terminals for the texts that are not empty, and the empty string where it fits."""
-    least, most, pattern = schema.get("minLength", 0), schema.get("maxLength"), schema.get("pattern")
-    texts = [] if most == 0 else [f"/(?s:.){{{max(1, least)},{'' if most is None else most}}}/"]
-    fits_empty = pattern is None and least == 0
-    if pattern is not None:
-        texts = [f"{text} & {_pattern(pattern, where)}" for text in texts]
-        with suppress(re.error):  # a pattern that only llguidance can read does without the empty string
-            fits_empty = re.search(pattern, "") is not None and least == 0
-    return tuple(texts), ("",) if fits_empty else ()
-
-
-def _pattern(pattern: str, where: str) -> str:
-    """A JSON Schema pattern, which may match anywhere, as a terminal, which matches from end to end."""
-    first, last = pattern.startswith("^"), re.search(r"(?<!\\)(?:\\\\)*\$$", pattern) is not None
-    inner = pattern[first : len(pattern) - last]
-    bare = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "", inner)
-    if "^" in bare or "$" in bare:
-        raise GrammarError(f"{where}: in the pattern {pattern!r}, ^ and $ may stand only around the whole")
-    inner = llguidance().regex_to_lark(inner, "dw").replace("\n", r"\n")
-    anything = "(?s:.*)"
-    return f"/{'' if first else anything}(?:{inner}){'' if last else anything}/"
+    needed = set(required)
+    return [(key, subschema, key in needed) for key, subschema in properties.items()]
 
 
 def _bounded(schema: Any) -> Any:
@@ -360,22 +288,13 @@ def _bounded(schema: Any) -> Any:
             form[key] = [_bounded(subschema) for subschema in value]
         elif key in ("items", "additionalProperties"):
             form[key] = _bounded(value)
-        elif key not in _ANNOTATIONS and not (key == "format" and value not in _FORMATS):
+        elif key not in ANNOTATIONS and not (key == "format" and value not in _FORMATS):
             form[key] = value
     if not form.keys() & {"$ref", "enum", "const", "anyOf", "oneOf", "allOf"}:
-        form["type"] = _types(schema)
+        form["type"] = types_of(schema)
         for key, value in _ANYTHING_DEFINITION.items():
             form.setdefault(key, value)
     return form
-
-
-def llguidance() -> Any:
-    """The library, imported when it is first needed."""
-    try:
-        import llguidance as library
-    except ImportError as error:
-        raise GrammarLibraryError("grammars need llguidance: pip install 'baleen[serve]'") from error
-    return library
 
 
 _json = partial(json.dumps, ensure_ascii=False)
@@ -387,8 +306,6 @@ _VISIBLE = r"/(?s:.*)[^\s\x1c-\x1f](?s:.*)/"
 """Text that Python's `strip` leaves something of, as `encode` drops other content beside calls."""
 
 _JSON_STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-_ALL_TYPES = ["string", "number", "boolean", "array", "object", "null"]
-_ANNOTATIONS = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
 _COMPOSED = {"anyOf", "oneOf", "allOf", "not", "if", "dependentRequired", "dependentSchemas", "minProperties"}
 _FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
 _ANYTHING_NAME = "baleen-anything"

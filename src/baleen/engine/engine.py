@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 
-from baleen.chat.grammar import GrammarError
+from baleen.chat.grammar import GrammarError, GrammarSpec
 from baleen.chat.text_stream import TextStream
 from baleen.chat.tokenizer import Tokenizer
 from baleen.engine.grammar import Grammar
@@ -31,6 +32,9 @@ from baleen.engine.sequence import Generation, Sequence
 from baleen.engine.trace import Trace, join_kept
 from baleen.model.cache import LatentCache
 from baleen.model.network import Model
+
+GRAMMARS_KEPT = 16
+"""Compiled grammars: the turns of a conversation and the choices of a request ask for the same."""
 
 
 class Engine:
@@ -62,8 +66,9 @@ class Engine:
         self.recorder = Recorder(config, pages, page_tokens, self.max_tokens) if self.options.traces else None
         self.pool = PagePool(pages)
         self.capacity = min(self.max_tokens, self.pool.total * page_tokens)
-        self.scheduler = Scheduler(self.pool, self.options)
+        self.scheduler = Scheduler(self.pool, self.options, self.recorder)
         self.runner = Runner(model, cache, self.recorder)
+        self._compiled = lru_cache(GRAMMARS_KEPT)(lambda spec: Grammar(spec, self._named_tokens, config.vocab_size))
         self.ends = frozenset(config.stop_token_ids)
         self.version = 0
         self.steps = 0
@@ -111,6 +116,14 @@ class Engine:
         self.prompt_tokens += len(ids)
         self.scheduler.waiting.append(sequence)
         return sequence
+
+    def compile(self, spec: GrammarSpec) -> Grammar:
+        """The grammar, ready to run; the last ones are kept. Beside a step another thread may do it beforehand, as it
+        can take a second. Raises `EngineError` for a grammar that cannot run."""
+        try:
+            return self._compiled(spec)
+        except GrammarError as error:
+            raise EngineError(str(error)) from error
 
     @property
     def waiting(self) -> Many[Sequence]:
@@ -198,16 +211,16 @@ class Engine:
     def _prepare(self, sequence: Sequence) -> None:
         """Stop texts and the grammar, where the request has them."""
         params = sequence.params
-        if (params.stop or params.grammar) and self.tokenizer is None:
+        if params.stop:
+            sequence.text = TextStream(self._named_tokens, params.stop)
+        if params.grammar:
+            sequence.matcher = self.compile(params.grammar).matcher()
+
+    @property
+    def _named_tokens(self) -> Tokenizer:
+        if self.tokenizer is None:
             raise EngineError("stop texts and grammars need a tokenizer: give the engine one")
-        if params.stop and self.tokenizer is not None:
-            sequence.text = TextStream(self.tokenizer, params.stop)
-        if params.grammar and self.tokenizer is not None:
-            try:
-                grammar = Grammar(params.grammar, self.tokenizer, self.model.config.vocab_size)
-            except GrammarError as error:
-                raise EngineError(str(error)) from error
-            sequence.matcher = grammar.matcher()
+        return self.tokenizer
 
     def _sample(self, done: Forward, rows: dict[int, int], on_token: Callable[[Sequence, int], None] | None) -> None:
         """Samples after the given rows of the forward; keys are places of spans."""
@@ -294,9 +307,9 @@ class Engine:
         return sequence.can_draft and self._allow(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
-        experts = selected = None
-        if sequence.params.trace and self.recorder is not None and sequence.pages:
-            experts, selected = self.recorder.of(sequence.pages, min(sequence.computed, sequence.length - 1))
+        records = None
+        if sequence.params.trace and self.recorder is not None and sequence.was_admitted:
+            records = self.recorder.of(sequence)
         kept_ids, kept_offsets = join_kept(sequence.kept)
         self.cached_tokens += max(sequence.reused, 0)
         sequence.generation = Generation(
@@ -307,8 +320,8 @@ class Engine:
                 logprobs=np.asarray(sequence.logprobs, dtype=np.float32),
                 kept_ids=kept_ids,
                 kept_offsets=kept_offsets,
-                experts=experts,
-                selected=selected,
+                experts=records.experts if records else None,
+                selected=records.selected if records else None,
                 versions=np.asarray(sequence.versions, dtype=np.int32),
             ),
             reused_tokens=max(sequence.reused, 0),

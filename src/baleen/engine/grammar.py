@@ -39,7 +39,8 @@ class Grammar:
         limits = llguidance().LLParserLimits(initial_lexer_fuel=LEXER_FUEL)
         self._start = llguidance().LLMatcher(_vocabulary(tokenizer), spec.text, log_level=0, limits=limits)
         if self._start.is_error():
-            raise GrammarError(self._start.get_error())
+            # Where the library itself gave up, the addresses in it that follow say nothing to anybody.
+            raise GrammarError(self._start.get_error().partition("<backtrace>")[0].strip())
 
     def matcher(self) -> Matcher:
         """A matcher that stands before the first token."""

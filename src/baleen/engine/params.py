@@ -118,7 +118,8 @@ class EngineOptions:
 
     memory_bytes: int | None = None
     """What the cache may take, traces included. None: room for `max_running` of the longest sequences, but no more than
-    a quarter of the free memory."""
+    a quarter of the free memory. What is no cache is not in it: logits, finished traces, and the traces that requests
+    keep while their pages are taken from them."""
 
     page_tokens: int = 64
     chunk_tokens: int = 2048

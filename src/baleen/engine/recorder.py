@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from baleen.engine.sequence import Sequence
+from baleen.engine.trace import Records
 from baleen.model.cache import FlatView
 from baleen.model.config import ModelConfig
 from baleen.model.network import Output
@@ -38,9 +40,15 @@ class Recorder:
         if self.selected is not None:
             self._keep(self.selected, view, [each for each in out.selected if each is not None])
 
-    def of(self, pages: list[int], tokens: int) -> tuple[NDArray | None, NDArray | None]:
-        """The records of the first `tokens` tokens of the sequence with these pages."""
-        return self._read(self.experts, pages, tokens), self._read(self.selected, pages, tokens)
+    def of(self, sequence: Sequence) -> Records:
+        """What is known of a sequence that was admitted: what its pages hold, or what it kept of earlier ones while
+        that is more."""
+        tokens = min(sequence.computed, sequence.length - 1)
+        if sequence.records is not None and sequence.records.tokens > tokens:
+            return sequence.records
+        return Records(
+            tokens, self._read(self.experts, sequence.pages, tokens), self._read(self.selected, sequence.pages, tokens)
+        )
 
     @staticmethod
     def _keep(record: Tensor, view: FlatView, layers: list[Tensor]) -> None:

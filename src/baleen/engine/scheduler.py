@@ -8,11 +8,13 @@ computed anew to the same bits.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 
 from baleen.engine.pages import Key, PagePool
 from baleen.engine.params import EngineOptions
+from baleen.engine.recorder import Recorder
 from baleen.engine.runner import Span
 from baleen.engine.sequence import Sequence
 
@@ -25,11 +27,21 @@ QUIET_EVERY = 8
 """Of so many steps beside decoding one takes no prompt: what a quiet step costs changes while a long prompt is read."""
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What is known of a waiting sequence: the keys of its full pages, and the pages that hold the first of them."""
+
+    keys: list[Key]
+    found: list[int]
+    needed: int
+    """Pages that it must take beside those."""
+
+
 class Scheduler:
     """The waiting and the running sequences, and the pages they hold."""
 
-    def __init__(self, pool: PagePool, options: EngineOptions) -> None:
-        self.pool, self.options = pool, options
+    def __init__(self, pool: PagePool, options: EngineOptions, recorder: Recorder | None) -> None:
+        self.pool, self.options, self.recorder = pool, options, recorder
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -58,10 +70,14 @@ class Scheduler:
                 budget -= len(spans[-1].tokens)
         if self._steps % self.options.admit_every == 0:
             for sequence in self._admissible():
-                if budget <= 0 or not self._has_room(sequence):
+                if budget <= 0 or len(self.running) >= self.options.max_running:
+                    break
+                beginning = self._beginning(sequence)
+                if not self._has_room(beginning):
                     break  # in their order: small ones that came later must not keep a large one out for ever
-                if not self._admit(sequence):
+                if self._is_coming(beginning):
                     continue
+                self._admit(sequence, beginning)
                 spans.append(self._chunk(sequence, budget))
                 budget -= len(spans[-1].tokens)
         return spans
@@ -71,6 +87,8 @@ class Scheduler:
         for span in spans:
             sequence = span.sequence
             sequence.computed = span.end - span.drafted
+            if sequence.records is not None and sequence.records.tokens <= sequence.computed:
+                sequence.records = None
             self.register(sequence)
 
     def observe(self, seconds: float, spans: list[Span]) -> None:
@@ -96,7 +114,10 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Puts a running sequence back to the head of those that wait."""
+        """Puts a running sequence back to the head of those that wait. Who is traced keeps its records: it may be
+        cancelled before it runs again."""
+        if self.recorder is not None and sequence.params.trace:
+            sequence.records = self.recorder.of(sequence)
         self.running.remove(sequence)
         self._release(sequence)
         self.waiting.appendleft(sequence)
@@ -122,23 +143,28 @@ class Scheduler:
             return []
         return [sequence for sequence in self.waiting if self.admits or sequence.was_admitted]
 
-    def _has_room(self, sequence: Sequence) -> bool:
-        """Whether there are places and pages for it now, what is cached of it not counted twice."""
-        if len(self.running) >= self.options.max_running:
-            return False
-        found = self.pool.find(sequence.page_keys((sequence.length - 1) // sequence.page_tokens))
-        needed = -(-sequence.length // sequence.page_tokens) - len(found)
-        return not self.running or needed + self.pool.unused_among(found) + len(self.running) <= self.pool.available
-
-    def _admit(self, sequence: Sequence) -> bool:
-        """Takes a waiting sequence in: with the pages of its beginning that are known, and new ones for the rest."""
+    def _beginning(self, sequence: Sequence) -> Beginning:
+        """What is known of it now. Its last token is always computed, so a page that ends with it is not looked for."""
         keys = sequence.page_keys((sequence.length - 1) // sequence.page_tokens)
         found = self.pool.find(keys)
-        if len(found) < len(keys) and keys[len(found)] in self._coming:
-            return False  # another one computes the same beginning now
-        needed = -(-sequence.length // sequence.page_tokens) - len(found)
+        return Beginning(keys, found, -(-sequence.length // sequence.page_tokens) - len(found))
+
+    def _has_room(self, beginning: Beginning) -> bool:
+        """Whether there are pages for it now, what is cached of it not counted twice. Whoever runs may need one more
+        each; who would run alone always has room."""
+        taken = beginning.needed + self.pool.unused_among(beginning.found)
+        return not self.running or taken + len(self.running) <= self.pool.available
+
+    def _is_coming(self, beginning: Beginning) -> bool:
+        """Whether another one computes its next page now."""
+        place = len(beginning.found)
+        return place < len(beginning.keys) and beginning.keys[place] in self._coming
+
+    def _admit(self, sequence: Sequence, beginning: Beginning) -> None:
+        """Takes a waiting sequence in: with the pages of its beginning that are known, and new ones for the rest."""
+        keys, found = beginning.keys, beginning.found
         self.pool.share(found)
-        sequence.hold(found + [self.pool.take() for _ in range(needed)])
+        sequence.hold(found + [self.pool.take() for _ in range(beginning.needed)])
         sequence.computed = len(found) * sequence.page_tokens
         sequence.registered = len(found)
         if sequence.reused < 0:
@@ -146,7 +172,6 @@ class Scheduler:
         self._coming.update(keys[len(found) :])
         self.waiting.remove(sequence)
         self.running.append(sequence)
-        return True
 
     def _chunk(self, sequence: Sequence, budget: int) -> Span:
         start = sequence.computed

@@ -14,7 +14,7 @@ from baleen.chat.text_stream import TextStream
 from baleen.engine.grammar import Matcher
 from baleen.engine.pages import Key, next_key
 from baleen.engine.params import EngineError, SamplingParams
-from baleen.engine.trace import Trace
+from baleen.engine.trace import Records, Trace
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -66,6 +66,9 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)
     """Of its full pages."""
+
+    records: Records | None = None
+    """Of a traced request that had to give up its pages: what it had decided, until it has computed as much again."""
 
     registered: int = 0
     """Full pages that others can find."""

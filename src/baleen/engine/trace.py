@@ -40,6 +40,15 @@ class Trace:
     """[N] the weights' version that sampled each token."""
 
 
+@dataclass(frozen=True)
+class Records:
+    """What the first tokens of a sequence decided when they were forwarded; parts as in `Trace`."""
+
+    tokens: int
+    experts: NDArray[np.int16] | None
+    selected: NDArray[np.int16] | NDArray[np.int32] | None
+
+
 def join_kept(kept: Sequence[NDArray[np.int32] | None]) -> tuple[NDArray[np.int32] | None, NDArray[np.int32] | None]:
     """The kept sets of one sequence as CSR values and offsets; (None, None) when nothing was ever cut."""
     if all(each is None for each in kept):

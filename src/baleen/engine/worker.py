@@ -86,11 +86,21 @@ class Worker:
     def _listen(self) -> None:
         try:
             while True:
-                self.messages.append(self.connection.recv())
+                self.messages.append(self._prepared(self.connection.recv()))
                 self.arrived.set()
         except (EOFError, OSError):
             self.gone = True
             self.arrived.set()
+
+    def _prepared(self, message: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A request whose grammar is compiled: here, beside the steps, or everybody's next token would wait for it."""
+        what, number, *values = message
+        if what == "submit" and values[1].grammar is not None:
+            try:
+                self.engine.compile(values[1].grammar)
+            except Exception as error:  # noqa: BLE001 - one bad request must not end the others
+                return "refuse", number, error
+        return message
 
     def _has_work(self) -> bool:
         return self.engine.busy and not self.paused
@@ -108,8 +118,11 @@ class Worker:
     def _tell(self, ended: list[Sequence]) -> None:
         """Sends what every stream has not got yet."""
         self.silent_until = time.perf_counter() + SEND_SECONDS
+        # Not only of those that run: whose pages were taken may wait for long with tokens that nobody was told yet.
         news: list[tuple[int, Chunk | Exception]] = [
-            (self.numbers[sequence], _chunk(sequence)) for sequence in self.engine.running if sequence.unsent
+            (number, _chunk(sequence))
+            for sequence, number in self.numbers.items()
+            if sequence.unsent and sequence.finish_reason is None
         ]
         for sequence in ended:
             news.append((self.numbers[sequence], sequence.error or _chunk(sequence)))
@@ -124,9 +137,12 @@ class Worker:
         try:
             sequence = self.engine.submit(prompt, params)
         except Exception as error:  # noqa: BLE001 - one bad request must not end the others
-            self._send("step", [(number, _plain(error))])
+            self._do_refuse(number, error)
             return
         self.numbers[sequence], self.sequences[number] = number, sequence
+
+    def _do_refuse(self, number: int, error: Exception) -> None:
+        self._send("step", [(number, _plain(error))])
 
     def _do_cancel(self, number: int) -> None:
         sequence = self.sequences.get(number)

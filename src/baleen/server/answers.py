@@ -161,6 +161,6 @@ async def _read(server: Server, answer: Answer, arrivals: Arrivals) -> AsyncIter
     server.metrics.request_ended(
         seconds=time.perf_counter() - began,
         first_token=first_token,
-        prompt=len(answer.requests[0][0]),
+        prompt=answer.usage()["prompt_tokens"],
         choices=[choice.count for choice in answer.choices],
     )

@@ -94,8 +94,9 @@ class Limits:
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
         if self._key is not None and scope["path"] not in OPEN_PATHS:
+            # Headers are read as Latin-1, so that this gives back the bytes that came.
             scheme, _, key = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._key):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._key):
                 return ApiError(401, "give the API key as `Authorization: Bearer KEY`", code="invalid_api_key")
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.settings.max_body_bytes:

@@ -24,7 +24,7 @@ from baleen.server.protocol import ChatRequest, NamedToolChoice, PromptFields, R
 T = TypeVar("T")
 
 LONG_TEXT = 20_000
-"""Characters; about a millisecond of tokenising, which every stream would wait for."""
+"""Characters, or tokens; about a millisecond of tokenising, which every stream would wait for."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ async def conversation_ids(
         read = _with_format(messages, around.response_format)
         return tokenizer.encode_segments(segments(read, around.tools, thinking))[0]
 
-    length = sum(len(str(message.get("content"))) for message in messages)
-    return await off_loop(length, encode)
+    # Reasoning, calls and tools may be longer than all contents.
+    return await off_loop(len(str(messages)) + len(str(around.tools)), encode)
 
 
 async def off_loop(length: int, work: Callable[[], T]) -> T:
-    """Runs `work` on a text of `length` characters: here, or in a thread when it is long."""
+    """Runs `work` on a text of `length` characters or tokens: here, or in a thread when it is long."""
     return work() if length < LONG_TEXT else await asyncio.to_thread(work)
 
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from baleen.server.answers import Server
 from baleen.server.completions import text_ids
 from baleen.server.errors import ApiError, documented
-from baleen.server.prompts import conversation_ids
+from baleen.server.prompts import conversation_ids, off_loop
 from baleen.server.protocol import DetokenizeRequest, TokenizeRequest
 from baleen.server.responses import Text, Tokens, answered_with
 from baleen.server.wire import JsonResponse
@@ -22,7 +22,7 @@ def router(server: Server) -> APIRouter:
     async def tokenize(body: TokenizeRequest) -> Response:
         server.check_model(body.model)
         ids = await _ids(server, body)
-        names = {"token_strs": [server.tokenizer.decode([token]) for token in ids]} if body.return_token_strs else {}
+        names = {"token_strs": await _each(server, ids)} if body.return_token_strs else {}
         return JsonResponse(
             {"count": len(ids), "max_model_len": server.service.info.max_tokens, "tokens": ids, **names}
         )
@@ -31,9 +31,14 @@ def router(server: Server) -> APIRouter:
     async def detokenize(body: DetokenizeRequest) -> Response:
         server.check_model(body.model)
         server.check_ids(body.tokens, "tokens")
-        return JsonResponse({"prompt": server.tokenizer.decode(body.tokens)})
+        return JsonResponse({"prompt": await off_loop(len(body.tokens), lambda: server.tokenizer.decode(body.tokens))})
 
     return routes
+
+
+async def _each(server: Server, ids: list[int]) -> list[str]:
+    """The text of every token alone."""
+    return await off_loop(len(ids), lambda: [server.tokenizer.decode([token]) for token in ids])
 
 
 async def _ids(server: Server, body: TokenizeRequest) -> list[int]:

@@ -23,7 +23,7 @@ from baleen.server.wire import JsonResponse
 def router(server: Server) -> APIRouter:
     """The endpoints for trainers."""
     routes = APIRouter(tags=["trainer"])
-    paused = answered_with(Paused) | documented(503)
+    paused = answered_with(Paused) | documented(409, 503)
     updated = answered_with(Updated) | documented(409, 503)
 
     @routes.post("/pause", responses=paused, summary="Refuse new requests; running ones do as the mode says")
@@ -34,8 +34,10 @@ def router(server: Server) -> APIRouter:
         before, server.gate.paused = server.gate.paused, True
         try:
             await server.service.pause(mode or (body.mode if body else "wait"))
-        except BaseException:
+        except BaseException as error:
             server.gate.paused = before
+            if isinstance(error, EngineError):
+                raise ApiError(409, str(error), code="overtaken") from error
             raise
         return JsonResponse({"paused": True})
 
