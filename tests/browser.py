@@ -142,6 +142,28 @@ class Browser:
         self.socket.close()
 
 
+def ask(page: Browser, text: str):
+    """Writes a message and sends it."""
+    page.type("#text", text)
+    page.press("Enter")
+
+
+def until_answered(page: Browser, answers: int = 1):
+    """Waits until so many answers are there and nothing streams."""
+    done = "document.querySelector('#thread').ariaBusy === 'false'"
+    page.until(f"{done} && document.querySelectorAll('.assistant').length === {answers}")
+
+
+def count(page: Browser, selector: str) -> int:
+    """How many elements match."""
+    return page.run(f"document.querySelectorAll({json.dumps(selector)}).length")
+
+
+def text_of(page: Browser, selector: str) -> str:
+    """The text that is seen in the first element that matches."""
+    return page.run(f"document.querySelector({json.dumps(selector)}).innerText")
+
+
 def wait(check, what: str, seconds: float):
     """The first true value of `check()`."""
     end = time.monotonic() + seconds

@@ -110,8 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0, help="seed of tasks and sampling (default: 0)")
     evaluate.set_defaults(command=_eval)
 
-    report = commands.add_parser("report", help="write a run folder's report.html")
-    report.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/nano")
+    report = commands.add_parser("report", help="write a run folder's report.html, or the page of a file of episodes")
+    report.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/nano, or an episodes.jsonl")
     report.set_defaults(command=_report)
 
     bench = commands.add_parser("bench", help="measure this machine: our model beside its peers and its targets")
@@ -315,9 +315,14 @@ def _eval(options: argparse.Namespace, began: float) -> None:
 
 
 def _report(options: argparse.Namespace, began: float) -> None:
-    from baleen.report.page import write_report
+    if options.run.suffix == ".jsonl":
+        from baleen.report.viewer import write_viewer
 
-    print(write_report(options.run))
+        print(write_viewer([options.run], options.run.with_suffix(".html")))
+    else:
+        from baleen.report.page import write_report
+
+        print(write_report(options.run))
 
 
 def _bench_model(options: argparse.Namespace, began: float) -> int:
