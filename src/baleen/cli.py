@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
@@ -102,6 +102,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--tasks", type=int, default=1000, help="training tasks; a tenth is held out beside (default: 1000)"
     )
     synth.set_defaults(command=_synth)
+
+    env = commands.add_parser("env", help="environments for others")
+    environments = env.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    env_serve = environments.add_parser("serve", help="serve an environment's tools, task and verdict over MCP")
+    env_serve.add_argument("subject", metavar="NAME", help="an environment, such as library, or a tasks.jsonl")
+    env_serve.add_argument("--task", metavar="ID", help="this task alone (default: the client chooses)")
+    env_serve.add_argument("--seed", type=int, default=0, help="the same seed gives the same tasks (default: 0)")
+    way = env_serve.add_mutually_exclusive_group()
+    way.add_argument("--stdio", action="store_true", help="over standard input and output, one session")
+    way.add_argument("--port", type=int, default=8001, help="over HTTP on this machine; 0 takes a free one (8001)")
+    env_serve.set_defaults(command=_env_serve)
 
     evaluate = commands.add_parser("eval", help="measure a model on held-out tasks")
     evaluate.add_argument("path", type=Path, help="model folder, such as runs/nano/final")
@@ -293,6 +304,13 @@ def _serve(options: argparse.Namespace, began: float) -> None:
         traces=options.traces,
     )
     serve(options.path, settings, engine)
+
+
+def _env_serve(options: argparse.Namespace, began: float) -> None:
+    from baleen.served_environment import serve
+
+    transport: Literal["stdio", "http"] = "stdio" if options.stdio else "http"
+    serve(options.subject, task=options.task, seed=options.seed, transport=transport, port=options.port)
 
 
 def _synth(options: argparse.Namespace, began: float) -> None:

@@ -119,6 +119,7 @@ def test_it_offers_itself_compactly():
 def test_without_isolation_it_is_an_infrastructure_error_unless_weakness_is_allowed(monkeypatch):
     real = shutil.which
     monkeypatch.setattr("shutil.which", lambda name: None if name == "bwrap" else real(name))
+    monkeypatch.setattr("baleen.agent.sandbox.weak.landlock_version", lambda: 0)
     with pytest.raises(InfrastructureError, match="bubblewrap"):
         answers("1")
     with pytest.warns(UserWarning, match="NO ISOLATION"):

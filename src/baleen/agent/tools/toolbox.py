@@ -93,24 +93,32 @@ class Toolbox:
             given = signature.validated(arguments)
         except ValueError as error:
             return f"error: {name}: {error}"
-        threaded = self.seconds is not None and not inspect.iscoroutinefunction(function)
+        try:
+            if self.seconds is None:  # no event loop is needed then: a sync tool's call ends without a wait
+                value = function(**given)
+                value = await value if inspect.isawaitable(value) else value
+            else:
+                value = await self._within(self.seconds, function, given)
+        except ValueError as error:
+            return f"error: {error}"
+        except _Overrun:
+            return f"error: {name}: timed out after {self.seconds:g} s"
+        return self._text(name, value)
+
+    async def _within(self, seconds: float, function: Tool, given: dict[str, Any]) -> Any:
+        """What `function` gives. Raises `_Overrun` when its time is over; a `TimeoutError` is the tool's own."""
+        threaded = not inspect.iscoroutinefunction(function)
         limit = asyncio.timeout(None)
         try:
             # Waiting for another call's end is not this call's time.
             async with self._turns.lock() if threaded else nullcontext(), limit:
-                limit.reschedule(self._deadline())
+                limit.reschedule(asyncio.get_running_loop().time() + seconds)
                 value = await _in_thread(lambda: function(**given)) if threaded else function(**given)
-                value = await value if inspect.isawaitable(value) else value
-        except ValueError as error:
-            return f"error: {error}"
-        except TimeoutError:
-            if not limit.expired():
-                raise  # the tool's own, its fault
-            return f"error: {name}: timed out after {self.seconds:g} s"
-        return self._text(name, value)
-
-    def _deadline(self) -> float | None:
-        return None if self.seconds is None else asyncio.get_running_loop().time() + self.seconds
+                return await value if inspect.isawaitable(value) else value
+        except TimeoutError as error:
+            if limit.expired():
+                raise _Overrun from error
+            raise
 
     def _text(self, name: str, value: Any) -> str:
         if isinstance(value, Finished):
@@ -135,6 +143,10 @@ class Toolbox:
         name = f"image-{len(self.images) + 1}"
         self.images[name] = image
         return image.described(name)
+
+
+class _Overrun(Exception):
+    """A call has taken all of its time."""
 
 
 class _Turns:
@@ -172,9 +184,10 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
         try:
             value = context.run(work)
         except BaseException as raised:  # noqa: BLE001 - it belongs to the caller
-            error = raised
+            # A future cannot carry StopIteration.
+            error = RuntimeError("the tool raised StopIteration") if isinstance(raised, StopIteration) else raised
         with suppress(RuntimeError):  # the loop has ended; nobody waits any more
-            loop.call_soon_turnsafe(tell, value, error)
+            loop.call_soon_threadsafe(tell, value, error)
 
     threading.Thread(target=serve, name="tool", daemon=True).start()
     return await ended
