@@ -10,8 +10,11 @@ from baleen.agent.environment import InfrastructureError
 from baleen.agent.limits import EpisodeLimits
 from baleen.agent.loop import Rules, run_episode, run_episodes
 from baleen.agent.policy import BarrierPolicy, Completion, PolicyError, Sampling, turn_seed
+from baleen.agent.tool_environment import ToolEnvironment
+from baleen.agent.tools import Toolbox
+from baleen.agent.tools.submit import submit_tool
 from baleen.agent.user import PolicyUser, ScriptedUser
-from baleen.chat.messages import Message
+from baleen.chat.messages import FunctionCall, Message, ToolCall
 
 SCRIPTS = {
     "plain": ("done",),
@@ -299,3 +302,19 @@ def test_what_no_tokenizer_can_read_is_replaced_where_it_comes_in():
 
     done = asyncio.run(run_episode(task("one"), lambda _: Odd(), ScriptedPolicy(SCRIPTS), Sampling()))
     assert done.messages[2].content == "鲸?!"
+
+
+def test_a_submitted_answer_ends_the_episode_and_is_judged():
+    toolbox = Toolbox({"add": submit_tool(int)})
+
+    class Submits(ScriptedPolicy):
+        async def complete(self, messages, tools, sampling):
+            call = ToolCall(id="s", function=FunctionCall(name="add", arguments='{"answer": 42}'))
+            return Completion(Message(role="assistant", tool_calls=[call]), finish_reason="tool_calls")
+
+    def verify(episode):
+        return {"outcome": float(toolbox.finished.answer == 42)}
+
+    done = asyncio.run(run_episode(task("t"), lambda _: ToolEnvironment(toolbox, verify), Submits({}), Sampling()))
+    assert (done.status, done.rewards, len(done.completions)) == ("finished", {"outcome": 1.0}, 1)
+    assert done.messages[-1].role == "tool"

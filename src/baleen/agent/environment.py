@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from baleen.agent.task import Task
 from baleen.chat.messages import Message, ToolCall, ToolSpec
@@ -30,6 +30,16 @@ class Environment(Protocol):
 
     async def close(self) -> None:
         """Ends what `reset` started: processes, sandboxes, connections. May be called twice, and before `reset`."""
+        ...
+
+
+@runtime_checkable
+class EndingEnvironment(Protocol):
+    """An environment in which a call can end the episode, such as `submit`."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the policy is not to be asked any more; looked at after each step."""
         ...
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from baleen.agent.context import Context, ContextManagement
-from baleen.agent.environment import Environment, InfrastructureError
+from baleen.agent.environment import EndingEnvironment, Environment, InfrastructureError
 from baleen.agent.episode import NOT_THE_MODELS, Episode, Status, Timing
 from baleen.agent.journal import Journal, episode_keys
 from baleen.agent.limits import EnvironmentHangs, EpisodeLimits
@@ -191,6 +191,8 @@ class _Conversation:
                 if limits.calls is not None and sum(len(m.tool_calls) for m in self.messages) > limits.calls:
                     return "call_limit"
                 await self._observe(calls)
+                if isinstance(self.environment, EndingEnvironment) and self.environment.ended:
+                    return "finished"
             else:
                 said = None if user is None else await self._ask(user.next(tuple(self.messages)))
                 if said is None:

@@ -33,6 +33,11 @@ class ToolEnvironment:
         """The task's own messages, and every tool of the toolbox."""
         return list(task.messages), list(self.toolbox.specs)
 
+    @property
+    def ended(self) -> bool:
+        """Whether a tool has ended the episode (`submit`); its answer is `toolbox.finished.answer`."""
+        return self.toolbox.finished is not None
+
     async def step(self, calls: Sequence[ToolCall]) -> list[Message]:
         """One tool message per call, in their order."""
         return await self.toolbox.call_all(calls)
