@@ -7,6 +7,7 @@ goes to the `extra` of the whole.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -72,8 +73,10 @@ def _agent_step(message: Message, completion: Completion | None, index: int) -> 
 def _call(call: ToolCall, otherwise: str) -> dict[str, Any]:
     entry: dict[str, Any] = {"tool_call_id": call.id or otherwise, "function_name": call.function.name}
     try:
-        return {**entry, "arguments": call.function.parsed()}
-    except ValueError:
+        arguments = call.function.parsed()
+        json.dumps(arguments, allow_nan=False)  # Python reads NaN, which is no JSON
+        return {**entry, "arguments": arguments}
+    except (ValueError, RecursionError):
         return {**entry, "arguments": {}, "extra": {"arguments_text": call.function.arguments}}
 
 

@@ -34,6 +34,9 @@ MEASURES = {
     "serve_drafts": ("serve_engine", "drafted"),
     "serve_traces": ("serve_engine", "traced"),
     "serve_peer": ("serve_peer", "generated"),
+    "agent_sandbox": ("agent", "sandbox"),
+    "agent_context": ("agent", "context"),
+    "agent_tau2": ("agent", "tau2"),
 }
 """Module and function by name; imported when asked for, as the imports take a second in which the parent may end."""
 
