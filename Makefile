@@ -46,7 +46,7 @@ peers: setup-dev $(PEERS:%=.venv-peers/%/done) .venv-peers/conformance/done
 .venv-peers/verifiers/done: PACKAGES = verifiers==0.4.0 uv==0.13.9
 .venv-peers/openenv/done: PACKAGES = openenv==0.10.0
 .venv-peers/mcp1/done: PACKAGES = mcp==1.30.0
-.venv-peers/inspect/done: PACKAGES = inspect_ai==0.3.285
+.venv-peers/inspect/done: PACKAGES = inspect_ai==0.3.285 numpy
 .venv-peers/harbor/done: PACKAGES = harbor==0.26.0 numpy
 .venv-peers/harbor/done: PYTHON = $(PYTHON312)
 

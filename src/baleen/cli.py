@@ -134,6 +134,9 @@ def build_parser() -> argparse.ArgumentParser:
     bench_serve.add_argument("path", type=Path, help="model folder, such as runs/nano/final")
     _bench_arguments(bench_serve, "serve", _bench_serve)
 
+    bench_agent = benchmarks.add_parser("agent", help="sandbox, context strategies, and tau2-bench replayed")
+    _bench_arguments(bench_agent, "agent", _bench_agent)
+
     doctor = commands.add_parser("doctor", help="say what this machine has, what is missing and how to get it")
     doctor.set_defaults(command=_doctor)
 
@@ -356,6 +359,13 @@ def _bench_serve(options: argparse.Namespace, began: float) -> int:
 
     made = bench_serve(options.path, quick=options.quick, only=options.only, json_file=options.json, out=options.out)
     return int(not options.only and any(verdict(one) == "not measured" for one in made))
+
+
+def _bench_agent(options: argparse.Namespace, began: float) -> int:
+    from baleen.benchmarks.agent import bench_agent
+
+    bench_agent(quick=options.quick, only=options.only, json_file=options.json, out=options.out)
+    return 0
 
 
 def _doctor(options: argparse.Namespace, began: float) -> int:

@@ -14,6 +14,11 @@ import sys
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
+from textwrap import shorten
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from baleen.agent.sandbox import Tier
 
 NEEDED_MEMORY_GIB = 6
 
@@ -31,7 +36,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything that `baleen` makes use of, in the order of its importance."""
-    return [_python(), *_torch(), _cores(), _memory(), _sandbox(), _browser(), _corpus()]
+    return [_python(), *_torch(), _cores(), _memory(), *_sandbox(), _browser(), _corpus()]
 
 
 def _python() -> Finding:
@@ -66,22 +71,44 @@ def _memory() -> Finding:
     return Finding("memory", f"{gib:.1f} GiB", fine, optional=True, remedy=remedy)
 
 
-def _sandbox() -> Finding:
+def _sandbox() -> list[Finding]:
+    """The tier that is used here, the others that could be, and whether the kernel counts for a whole sandbox."""
+    from baleen.agent.sandbox.cgroup import CONTROLLERS, available_controllers
+
+    found = {tier: _tier(tier) for tier in ("bubblewrap", "landlock", "docker", "podman")}
+    hint = "apt-get install bubblewrap (or your system's package of that name), and allow user namespaces"
+    used = next((tier for tier in ("bubblewrap", "landlock") if found[tier] == ""), None)
+    others = [f"{tier} ({reason})" if reason else tier for tier, reason in found.items() if tier != used]
+    if used is None:
+        value = f"none: {found['bubblewrap']}; {found['landlock']}"
+        findings = [Finding("sandbox", value, fine=False, remedy=hint)]
+    else:
+        findings = [Finding("sandbox", used, remedy="" if used == "bubblewrap" else hint)]
+    findings.append(Finding("other tiers", "; ".join(others), optional=True))
+    counted = available_controllers()
+    missing = [name for name in CONTROLLERS if name not in counted]
+    value = ", ".join(f"{name} (version {version})" for name, version in counted.items()) or "none"
+    remedy = f"limits of a whole sandbox need root or a delegated group: {', '.join(missing)}" if missing else ""
+    return [*findings, Finding("cgroups", value, fine=not missing, optional=True, remedy=remedy)]
+
+
+def _tier(tier: Tier) -> str:
+    """Starts a sandbox of a tier for real. Empty when it runs, else why not."""
     from baleen.agent.sandbox import Sandbox, SandboxError, SandboxUnavailable
 
-    async def tier() -> str:
-        async with Sandbox() as sandbox:
-            return sandbox.tier
+    async def start() -> None:
+        async with Sandbox(tier=tier) as sandbox:
+            await sandbox.run(["true"])
 
-    hint = "apt-get install bubblewrap (or your system's package of that name)"
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    if tier in ("docker", "podman") and shutil.which(tier) is None:
+        return "not installed"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is weak about it is said where it is used
         try:
-            found = asyncio.run(tier())
+            asyncio.run(start())
         except (SandboxUnavailable, SandboxError, OSError) as error:
-            return Finding("sandbox", f"none: {error}", fine=False, remedy=hint)
-    weak = "; ".join(str(warning.message) for warning in said)
-    return Finding("sandbox", found + (f" ({weak})" if weak else ""), remedy=hint if not shutil.which("bwrap") else "")
+            return shorten(str(error), 160)
+    return ""
 
 
 def _browser() -> Finding:

@@ -30,7 +30,8 @@ from baleen.agent.tools import Toolbox
 from baleen.chat.messages import Message
 
 EPISODES = 1000
-AT_ONCE = 100
+AT_ONCE = 200
+SLOW_SECONDS = 5
 WEIGHTS = {"add": 60, "mistake": 10, "slow": 6, "garbage": 8, "python": 8, "kill": 4, "flaky": 4, "bug": 1, "dead": 1}
 GARBAGE = ["", "\ud800", "</think>" * 50, "x" * 200_000, '{"a": [', "\x00\x1b[31m", None, float("nan"), [[[]]], b"\xff"]
 
@@ -157,13 +158,15 @@ async def main(path):
     every = tasks()
     policy = ScriptedPolicy({task.id: task.metadata["script"] for task in every})
     rules = Rules(EpisodeLimits(turns=8, step_seconds=30), tries=4)
-    files = len(os.listdir("/proc/self/fd"))
+    async with PythonTool(allow_weak=True) as python:
+        await python.python("1")  # what all sandboxes share is there from here on
+    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     async with PythonTool(Limits(memory_bytes=256 << 20), workers=2, allow_weak=True) as python:
 
         def environment(task):
             world = World(task, python)
             names = ("add", "mistake", "slow", "garbage", "python", "kill", "flaky", "bug", "dead")
-            toolbox = Toolbox({name: getattr(world, name) for name in names}, seconds=20)
+            toolbox = Toolbox({name: getattr(world, name) for name in names}, seconds=SLOW_SECONDS)
             return ToolEnvironment(toolbox, world.verify, closing=[world.close])
 
         with Journal(path) as journal:
@@ -173,7 +176,7 @@ async def main(path):
     left = {
         "worlds": World.open_worlds,
         "tasks": len(asyncio.all_tasks()) - 1,
-        "threads": threading.active_count() - 1,
+        "threads": threading.active_count() - threads,
         "files": len(os.listdir("/proc/self/fd")) - files,
         "children": len(children(os.getpid())),
     }

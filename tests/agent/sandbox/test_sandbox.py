@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import time
 import uuid
 import warnings
@@ -110,7 +109,7 @@ def test_the_hosts_files_are_not_there(tmp_path):
     home = os.path.expanduser("~")
     code = f"""
 import os
-for path in ("/etc/shadow", "/etc/passwd", {home!r}, {str(secret)!r}, {os.getcwd()!r}, "/sys", "/var", "/mnt"):
+for path in ("/etc/shadow", "/etc/hostname", {home!r}, {str(secret)!r}, {os.getcwd()!r}, "/sys", "/var", "/mnt"):
     print(os.path.exists(path), path)
 """
     result = python(code)
@@ -295,17 +294,22 @@ def test_python3_is_the_base_interpreter():
     assert "shims" not in result.stdout
 
 
-def test_calls_are_quick():
+def test_a_python_call_costs_less_than_half_of_an_interpreters_start():
     async def attack(sandbox):
-        seconds = []
-        for _ in range(100):
-            began = time.perf_counter()
-            await sandbox.run_python("1 + 1")
-            seconds.append(time.perf_counter() - began)
-        return min(seconds)
+        calls, starts = [], []
+        for _ in range(30):
+            for seconds, work in (
+                (calls, lambda: sandbox.run_python("1 + 1")),
+                (starts, lambda: sandbox.run(["python3", "-I", "-S", "-c", "1 + 1"])),
+            ):
+                began = time.perf_counter()
+                await work()
+                seconds.append(time.perf_counter() - began)
+        return min(calls), min(starts)
 
-    # The minimum, because other work may share the processor.
-    assert in_sandbox(attack) < 0.005
+    # Compared, and the minimum, because other work may share the processor. Alone it is 1 to 3 ms.
+    call, start = in_sandbox(attack)
+    assert call < start / 2
 
 
 def test_a_sandbox_that_was_left_says_so():
@@ -318,15 +322,12 @@ def test_a_sandbox_that_was_left_says_so():
     asyncio.run(main())
 
 
-def test_without_bubblewrap_it_refuses(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
+def test_the_tier_without_isolation_must_be_allowed():
     with pytest.raises(SandboxUnavailable, match="allow_weak"):
-        in_sandbox(lambda sandbox: sandbox.run(["true"]))
+        in_sandbox(lambda sandbox: sandbox.run(["true"]), tier="none")
 
 
 def test_the_weak_tier_is_loud_and_still_bounded(monkeypatch):
-    real = shutil.which
-    monkeypatch.setattr("shutil.which", lambda name: None if name == "bwrap" else real(name))
     monkeypatch.setenv("API_TOKEN", "hunter2")
     mark = f"mark-{uuid.uuid4().hex}"
 
@@ -342,9 +343,9 @@ def test_the_weak_tier_is_loud_and_still_bounded(monkeypatch):
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tier, environment, orphan, after, memory = in_sandbox(attack, allow_weak=True)
-    assert tier == "process"
-    assert [w.category for w in caught].count(WeakSandboxWarning) == 1
+        tier, environment, orphan, after, memory = in_sandbox(attack, allow_weak=True, tier="none")
+    assert tier == "none"
+    assert ["NO ISOLATION" in str(w.message) for w in caught if w.category is WeakSandboxWarning] == [True]
     assert environment.stdout.startswith("None")
     assert os.getuid() != 0 or environment.stdout.split()[1] == "65534"
     assert orphan.timed_out

@@ -1,100 +1,98 @@
-"""The walls: how the guest server is started in each tier.
+"""How a guest is started: the command of one tier, and the interpreter that runs it.
 
-bubblewrap: every namespace unshared, an unprivileged user, no network, a read-only file system of /usr and the running
-interpreter, one bounded tmpfs for workspace, /tmp and /dev/shm together, an empty environment, a seccomp filter.
-process: an unprivileged user, a session and an environment of its own, resource limits; files and network are open.
+The interpreter inside should be the one that runs Baleen: then the guest's code travels compiled, and programs find the
+same Python. Where root's home hides it from the unprivileged user, the thread that starts sandboxes gets a mount
+namespace of its own in which that folder, and no other, lies at /mnt.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
-import shutil
 import stat
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from baleen.agent.sandbox.seccomp import seccomp_filter
-
-Tier = Literal["bubblewrap", "process"]
+Tier = Literal["bubblewrap", "landlock", "docker", "podman", "none"]
 
 NOBODY = 65534
-_BOX = "/box"
-_INSIDE_PREFIX = "/opt/python"
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+INSIDE_PREFIX = "/opt/python"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One way to start the guest. `arguments` goes before the guest's own; `box` is its folder as it sees it."""
+    """One way to start the guest. `arguments` ends with the interpreter; `box` is the guest's folder as it sees it."""
 
     tier: Tier
     arguments: tuple[str, ...]
     environment: dict[str, str]
     box: str
+    isolated: bool
+    """Whether the guest is process 1 of a namespace: then all that runs in it is its own."""
+    same_interpreter: bool = False
+    has_monitor: bool = False
+    """Whether the started process is not the guest but its parent."""
+    can_be_grouped: bool = True
+    """Whether the host may put the guest into a control group of its own."""
+    temporary: str | None = None
+    """A folder of the host that is removed afterwards."""
     user: int | None = None
-    seccomp: bytes | None = None
+    piped: tuple[tuple[str, bytes, str], ...] = ()
+    """Options whose value is read from a descriptor: name, content, and a last word or nothing."""
+    piped_at: int = 0
+    """Where in `arguments` they belong."""
+    walls: dict[str, Any] | None = None
+    """Which files the guest itself must give up, see `guest/walls.py`."""
+    program_filters: tuple[bytes, ...] = ()
+    """Seccomp programs that the guest installs in every program it starts."""
+    weaknesses: tuple[str, ...] = ()
+    """What does not hold, each as half a sentence."""
 
 
-def isolated_launches(disk_bytes: int) -> Iterator[Launch]:
-    """The ways to start inside bubblewrap, best first: with the running interpreter, then with the system's."""
-    bubblewrap = shutil.which("bwrap")
-    if bubblewrap is None or sys.platform != "linux":
-        return
-    for interpreter in _interpreters():
-        before, prefix, python = interpreter
-        arguments = [*before, *_drop_privileges(), bubblewrap, *_namespaces(bubblewrap)]
-        environment = _environment(_BOX, [str(Path(python).parent)])
-        if prefix is not None and sysconfig.get_config_var("Py_ENABLE_SHARED"):
-            environment["LD_LIBRARY_PATH"] = f"{_INSIDE_PREFIX}/lib"
-        for name, value in environment.items():
-            arguments += ["--setenv", name, value]
-        arguments += _file_system(disk_bytes)
-        if prefix is not None:
-            arguments += ["--ro-bind", prefix, _INSIDE_PREFIX]
-        arguments += ["--remount-ro", "/", "--chdir", _BOX]
-        # The session adds `--seccomp FD` in front of the last part.
-        yield Launch("bubblewrap", (*arguments, "--", python), {}, _BOX, seccomp=seccomp_filter())
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python for the inside. `source` is what must be bound at /opt/python for it, if anything."""
+
+    path: str
+    source: str | None
+    same: bool
 
 
-def process_launch(box: str) -> Launch | None:
-    """The way to start without isolation in the existing folder `box`; None when no interpreter can be reached."""
-    user = NOBODY if os.getuid() == 0 else None
-    own = _own_python()
-    candidates = [str(own), "/usr/bin/python3", "/usr/local/bin/python3"]
-    python = next((path for path in candidates if _reachable(Path(path), user)), None)
-    if python is None:
-        return None
-    return Launch("process", (python,), _environment(box, [str(Path(python).parent)]), box, user=user)
+def unprivileged_user() -> int | None:
+    """The user that programs run as: nobody when this process is root, else None, the user it is."""
+    return NOBODY if os.getuid() == 0 else None
 
 
-def _interpreters() -> Iterator[tuple[list[str], str | None, str]]:
-    """(command in front, prefix to bind at /opt/python, interpreter as seen inside)."""
-    own, prefix = _own_python(), Path(sys.base_prefix)
-    user = NOBODY if os.getuid() == 0 else None
-    inside = f"{_INSIDE_PREFIX}/{own.relative_to(prefix)}" if own.is_relative_to(prefix) else ""
+@cache
+def interpreters() -> tuple[Interpreter, ...]:
+    """Interpreters for a file system of its own, best first."""
+    return tuple(_interpreters())
+
+
+def _interpreters() -> Iterator[Interpreter]:
+    own, prefix = own_python(), Path(sys.base_prefix)
+    inside = f"{INSIDE_PREFIX}/{own.relative_to(prefix)}" if own.is_relative_to(prefix) else ""
     if prefix.is_relative_to("/usr"):
-        yield [], None, str(own)
+        yield Interpreter(str(own), None, True)
         return
-    if inside and _reachable(own, user):
-        yield [], str(prefix), inside
-    elif inside and shutil.which("unshare") and os.path.isdir("/mnt"):
-        # Root's home is closed to the unprivileged user; a mount namespace of its own shows it only this folder.
-        script = 'mount --bind "$0" /mnt && exec "$@"'
-        yield ["unshare", "--mount", "--propagation=private", "sh", "-c", script, str(prefix)], "/mnt", inside
+    shown = shown_to_nobody(str(prefix)) if inside else None
+    if shown is not None:
+        yield Interpreter(inside, shown, True)
     if os.path.exists("/usr/bin/python3"):
-        yield [], None, "/usr/bin/python3"
+        yield Interpreter("/usr/bin/python3", None, False)
 
 
-def _own_python() -> Path:
+def own_python() -> Path:
     """The running interpreter itself: not a virtual environment's link, not a version manager's shim."""
     return Path(os.path.realpath(Path(sys.base_prefix) / "bin" / "python3"))
 
 
-def _reachable(path: Path, user: int | None) -> bool:
+def reachable(path: Path, user: int | None) -> bool:
     """Whether `user` (None: the current one) may execute `path`, by the permissions for others."""
     if not path.exists():
         return False
@@ -103,52 +101,54 @@ def _reachable(path: Path, user: int | None) -> bool:
     return all(part.stat().st_mode & stat.S_IXOTH for part in (path, *path.parents))
 
 
-def _drop_privileges() -> list[str]:
-    # RLIMIT_NPROC is ignored for root, and root's bubblewrap keeps capabilities: drop before, not inside.
-    if os.getuid() != 0:
-        return []
-    return [
-        shutil.which("setpriv") or "setpriv",
-        f"--reuid={NOBODY}",
-        f"--regid={NOBODY}",
-        "--clear-groups",
-        "--no-new-privs",
-    ]
+_SHOWN_BELOW = "/mnt"
+_CLONE_NEWNS, _MS_BIND, _MS_REC, _MS_SLAVE = 0x20000, 4096, 16384, 1 << 19
+_shown: dict[tuple[str, int, int], str] = {}
 
 
-def _namespaces(bubblewrap: str) -> list[str]:
-    identity = ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", "--cap-drop", "ALL"]
-    life = ["--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"]
-    return ["--unshare-all", "--unshare-user", *_nested_namespaces_off(bubblewrap), *identity, *life]
+def shown_to_nobody(folder: str) -> str | None:
+    """Where the unprivileged user finds `folder`: itself, or a place below /mnt in the mount namespace of this thread.
+
+    None where that is not allowed. Files that only root may read stay unreadable.
+    """
+    if reachable(Path(folder), unprivileged_user()):
+        return folder
+    status = os.stat(folder)
+    key = (folder, status.st_dev, status.st_ino)
+    if key not in _shown:
+        if os.getuid() != 0 or not _has_own_mounts():
+            return None
+        place = f"{_SHOWN_BELOW}/{len(_shown)}"
+        os.mkdir(place)
+        if ctypes.CDLL(None).mount(os.fsencode(folder), os.fsencode(place), None, _MS_BIND | _MS_REC, None):
+            return None
+        _shown[key] = place
+    return _shown[key]
 
 
-def _nested_namespaces_off(bubblewrap: str) -> list[str]:
-    import subprocess
-
-    text = subprocess.run([bubblewrap, "--help"], capture_output=True, text=True, check=False)
-    return ["--disable-userns"] if "--disable-userns" in text.stdout + text.stderr else []
-
-
-def _file_system(disk_bytes: int) -> list[str]:
-    arguments = ["--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-        path = Path("/", name)
-        if path.is_symlink():
-            arguments += ["--symlink", os.readlink(path), str(path)]
-        elif path.is_dir():
-            arguments += ["--ro-bind", str(path), str(path)]
-    for path in map(Path, ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")):
-        arguments += ["--ro-bind-try", str(path), str(path)]
-    # Not `--dev`: its tmpfs has no bound, and /dev/shm would be a way around the disk limit.
-    for device in _DEVICES:
-        arguments += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    links = {"/proc/self/fd": "/dev/fd", f"{_BOX}/shm": "/dev/shm", f"{_BOX}/tmp": "/tmp", f"{_BOX}/work": "/workspace"}
-    for target, link in links.items():
-        arguments += ["--symlink", target, link]
-    return [*arguments, "--proc", "/proc", "--size", str(disk_bytes), "--tmpfs", _BOX]
+def _forget_mounts() -> None:
+    """A forked child has neither that thread nor its mounts."""
+    _shown.clear()
+    _has_own_mounts.cache_clear()
+    interpreters.cache_clear()
 
 
-def _environment(box: str, path: list[str]) -> dict[str, str]:
+os.register_at_fork(after_in_child=_forget_mounts)
+
+
+@cache
+def _has_own_mounts() -> bool:
+    """Gives this thread, and what it starts, mounts of its own with an empty folder at /mnt."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not os.path.isdir(_SHOWN_BELOW) or libc.unshare(_CLONE_NEWNS):
+        return False
+    if libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None):
+        return False
+    return not libc.mount(b"tmpfs", os.fsencode(_SHOWN_BELOW), b"tmpfs", 0, b"mode=755,size=1m")
+
+
+def base_environment(box: str, path: Sequence[str]) -> dict[str, str]:
+    """The environment of every program: nothing of the host's."""
     folders = dict.fromkeys([*path, "/usr/local/bin", "/usr/bin", "/bin"])
     return {
         "PATH": ":".join(folders),
@@ -160,3 +160,10 @@ def _environment(box: str, path: list[str]) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+
+
+def inside_library_path(interpreter: Interpreter) -> dict[str, str]:
+    """What an interpreter bound at /opt/python needs in order to find its own shared library."""
+    if interpreter.source is not None and sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        return {"LD_LIBRARY_PATH": f"{INSIDE_PREFIX}/lib"}
+    return {}

@@ -13,8 +13,12 @@ import platform
 import struct
 
 
-def seccomp_filter(machine: str | None = None) -> bytes | None:
-    """The compiled filter for this machine (or the one named), None where the syscall table is not known here."""
+def seccomp_filter(machine: str | None = None, *, network: bool = True) -> bytes | None:
+    """The compiled filter for this machine (or the one named), None where the syscall table is not known here.
+
+    `network`: sockets of the families that a network namespace isolates; without one no socket can be had, and only
+    `socketpair` remains.
+    """
     machine = machine or platform.machine()
     if machine not in _ARCHITECTURES:
         return None
@@ -41,7 +45,8 @@ def seccomp_filter(machine: str | None = None) -> bytes | None:
         _return(_error(errno.EPERM)),
         _return(_ALLOW),
     ]
-    families = [_jump(_JEQ, family, len(_SOCKET_FAMILIES) - i, 0) for i, family in enumerate(_SOCKET_FAMILIES)]
+    allowed = _SOCKET_FAMILIES if network else ()
+    families = [_jump(_JEQ, family, len(allowed) - i, 0) for i, family in enumerate(allowed)]
     program += [
         _jump(_JEQ, _SOCKET[column], 0, 2 + len(families)),
         _load(_FIRST_ARGUMENT_OFFSET),
@@ -51,6 +56,45 @@ def seccomp_filter(machine: str | None = None) -> bytes | None:
     ]
     return b"".join(program)
 
+
+def program_filter(machine: str | None = None) -> bytes | None:
+    """The second filter, for programs and not for the server that starts them: what reaches a neighbour by its number.
+
+    Programs and server are the same user, so the kernel would let a program take the server's descriptors away
+    (`prlimit`) or starve it (`sched_setscheduler`). Only the caller itself, number 0, can be meant.
+    """
+    machine = machine or platform.machine()
+    if machine not in _ARCHITECTURES:
+        return None
+    audit_arch, column = _ARCHITECTURES[machine]
+    program = [_load(_ARCH_OFFSET), _jump(_JEQ, audit_arch, 1, 0), _return(_KILL_PROCESS), _load(_NUMBER_OFFSET)]
+    # C libraries set the default policy, SCHED_OTHER, on each of their threads by its number; libzmq aborts where it is
+    # refused, and no Jupyter kernel would run. It starves nobody.
+    program += [
+        _jump(_JEQ, _ONLY_ITSELF["sched_setscheduler"][0][column], 0, 4),
+        _load(_FIRST_ARGUMENT_OFFSET + 8),
+        _jump(_JEQ, 0, 0, 1),
+        _return(_ALLOW),
+        _load(_NUMBER_OFFSET),
+    ]
+    for numbers, arguments in _ONLY_ITSELF.values():
+        checks = []
+        for index, argument in enumerate(arguments):
+            to_refusal = 2 * (len(arguments) - 1 - index) + 1
+            checks += [_load(_FIRST_ARGUMENT_OFFSET + 8 * argument), _jump(_JEQ, 0, 0, to_refusal)]
+        checks += [_return(_ALLOW), _return(_error(errno.EPERM))]
+        program += [_jump(_JEQ, numbers[column], 0, len(checks)), *checks]
+    return b"".join([*program, _return(_ALLOW)])
+
+
+_ONLY_ITSELF = {
+    "prlimit64": ((302, 261), (0,)),
+    "setpriority": ((141, 140), (0, 1)),
+    "sched_setscheduler": ((144, 119), (0,)),
+    "sched_setparam": ((142, 118), (0,)),
+    "sched_setattr": ((314, 274), (0,)),
+}
+"""Numbers as below, and which arguments must be 0: a process, or a kind of number and the number."""
 
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _NUMBER_OFFSET, _ARCH_OFFSET, _FIRST_ARGUMENT_OFFSET = 0, 4, 16
@@ -69,6 +113,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "kcmp": (312, 272),
+    "pidfd_getfd": (438, 438),
     "mount": (165, 40),
     "umount2": (166, 39),
     "pivot_root": (155, 41),
@@ -108,6 +153,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "swapon": (167, 224),
     "swapoff": (168, 225),
     "reboot": (169, 142),
+    "ioprio_set": (251, 30),
     "acct": (163, 89),
     "quotactl": (179, 60),
     "syslog": (103, 116),

@@ -1,100 +1,84 @@
-"""The host's end of a sandbox: starts the guest, speaks with it, and puts an end to it.
+"""The sandbox as its users see it: programs, processes, files, and back to the snapshot.
 
-One thread per sandbox does all of its blocking work. So calls are served in the order in which they were made, a
-sandbox may be used from one event loop after another, and a cancelled call cannot leave half a frame in the pipe. The
-guest dies with that thread (`--die-with-parent`), therefore with this process.
+Calls may be made from several tasks at once and from one event loop after another; they run beside each other inside.
+A cancelled call is ended in the guest and disturbs no other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import os
-import select
 import shutil
-import struct
-import subprocess
-import tempfile
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from baleen.agent.sandbox.launch import NOBODY, Launch, Tier, isolated_launches, process_launch
+from baleen.agent.sandbox.bubblewrap import place_inside
+from baleen.agent.sandbox.cgroup import ControlGroup, control_group
+from baleen.agent.sandbox.connection import Answer, Connection
+from baleen.agent.sandbox.folders import pack_folder, unpack_folder
+from baleen.agent.sandbox.launch import Launch, Tier
+from baleen.agent.sandbox.lent_tools import LentTool, ToolLoan
+from baleen.agent.sandbox.limits import Limits, RunResult, SandboxError, SandboxUnavailable, WeakSandboxWarning
+from baleen.agent.sandbox.process import Process
+from baleen.agent.sandbox.reactor import in_reactor
+from baleen.agent.sandbox.tiers import launches
 
 _T = TypeVar("_T")
-_LENGTHS = struct.Struct(">II")
-_BOOT_SECONDS = 20.0
 _GRACE_SECONDS = 10.0
 """How long after a call's own timeout the guest may take to clean up before it counts as dead."""
 
-
-class SandboxError(RuntimeError):
-    """The sandbox died or stopped answering. Not the fault of one program: start a new sandbox."""
-
-
-class SandboxUnavailable(RuntimeError):
-    """No tier that isolates can be started here."""
+_FILES_SECONDS = 60.0
+_LONGEST_SECONDS = 30 * 24 * 3600.0
+_LATE_SECONDS, _LATE_DIVISOR = 1.0, 4
+_INDEX_BYTES = 16 << 20
+"""Room for the names of a folder that is read, beside its contents."""
 
 
-class WeakSandboxWarning(UserWarning):
-    """Code runs without isolation, or with less than the best of it, or not in the interpreter that was meant."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a sandbox may use."""
-
-    memory_bytes: int = 512 << 20
-    """Address space of each process and, in the bubblewrap tier, private memory of all of them together."""
-
-    processes: int = 64
-    """Processes and threads at one time."""
-
-    disk_bytes: int = 64 << 20
-    """Workspace, /tmp and /dev/shm together; in the process tier only the size of each file."""
-
-    output_bytes: int = 1 << 20
-    """Kept of stdout and stderr together per call; the rest is read and dropped."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How one program ended. `exit_code` is negative for a signal, 127 when the program was not found."""
-
-    stdout: str
-    stderr: str
-    exit_code: int
-    timed_out: bool = False
-    out_of_memory: bool = False
-    """Killed because its processes together went over `memory_bytes`; one process alone sees a failed allocation."""
-
-    truncated: bool = False
-    """Whether output beyond `output_bytes` was dropped."""
-
-    left_files: bool = False
-    """After `run_python`: the program left files, so the next call would not be fresh."""
+_PROVEN: set[Tier] = set()
+"""Tiers in which a sandbox of this process has started."""
 
 
 class Sandbox:
-    """An isolated workspace; use it as `async with`. Raises `SandboxUnavailable` on entry where nothing isolates."""
+    """An isolated workspace; use it as `async with`. Raises `SandboxUnavailable` on entry where nothing isolates.
 
-    def __init__(self, limits: Limits | None = None, *, allow_weak: bool = False) -> None:
+    `readable`: folders of the host that are seen inside, read-only, at the same path. `links`: absolute path at
+    the root, such as `/app`, to the folder of the workspace that lies there (only in a tier with a file system of its
+    own: bubblewrap). `environment`: variables of every program. `tier`: this one and no other. `allow_weak`: the tier
+    `none` is acceptable, with a warning.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        allow_weak: bool = False,
+        readable: Sequence[str | Path] = (),
+        links: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        tier: Tier | None = None,
+    ) -> None:
         self.limits = limits or Limits()
         self.allow_weak = allow_weak
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
-        self._guest: subprocess.Popen[bytes] | None = None
+        self.readable = tuple(os.path.realpath(folder) for folder in readable)
+        self.links = dict(links or {})
+        self.environment = dict(environment or {})
+        self._wanted_tier = tier
+        self._connection: Connection | None = None
         self._tier: Tier | None = None
         self._folder: str | None = None
+        self._processes: dict[int, Process] = {}
+        self._loans: dict[int, ToolLoan] = {}
+        self._late: set[int] = set()
+        self._group: ControlGroup | None = None
 
     async def __aenter__(self) -> Sandbox:
         try:
-            await self._in_thread(self._boot)
+            await self.in_reactor(self._boot())
         except BaseException:
             await self.close()
             raise
@@ -105,163 +89,255 @@ class Sandbox:
 
     @property
     def tier(self) -> Tier:
-        """`bubblewrap` or `process`; known once the sandbox is entered."""
+        """How it isolates: `bubblewrap`, `landlock`, `docker`, `podman`, `none`; known once the sandbox is entered."""
         if self._tier is None:
             raise SandboxError("the sandbox was not started; use it as `async with Sandbox(...) as sandbox`")
         return self._tier
 
-    async def run(self, argv: Sequence[str], *, timeout: float = 10.0) -> RunResult:
-        """Runs a program in the workspace; when it ends or `timeout` seconds are over, all it started is killed."""
-        return await self._program({"operation": "run", "argv": list(argv), "timeout": timeout}, b"")
+    @property
+    def connection(self) -> Connection:
+        """The guest. Raises `SandboxError` when there is none."""
+        if self._connection is None:
+            raise SandboxError("the sandbox is not running")
+        return self._connection
 
-    async def run_python(self, code: str, *, timeout: float = 10.0) -> RunResult:
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 10.0,
+        input: bytes = b"",
+        cwd: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> RunResult:
+        """Runs a program; when it ends or `timeout` seconds are over, all it started is killed.
+
+        `cwd` is relative to the workspace, or a path inside.
+        """
+        _check_timeout(timeout)
+        head: dict[str, Any] = {"operation": "run", "argv": _checked(argv), "timeout": timeout}
+        head |= {"cwd": cwd or "", "environment": dict(environment or {})}
+        return await self.in_reactor(self._call(head, input, None))
+
+    async def run_python(
+        self, code: str, *, timeout: float = 10.0, tools: Mapping[str, LentTool] | None = None
+    ) -> RunResult:
         """Runs Python source in a fork of the guest, about a millisecond; a last expression shows its value when the
-        program printed nothing, and an exception comes as its last line on stderr."""
-        return await self._program({"operation": "python", "timeout": timeout}, code.encode("utf-8", "replace"))
+        program printed nothing, and an exception comes as its last line on stderr.
+
+        With `tools` the program has an object `tools`: `tools.name(argument=value)` awaits `tools["name"]` here, in
+        the caller's event loop, with arguments and result as JSON; what that raises is a `ToolError` inside, but an
+        `InfrastructureError` ends the program and is raised here.
+        """
+        _check_timeout(timeout)
+        head = {"operation": "python", "timeout": timeout, "tools": None if tools is None else sorted(tools)}
+        loan = None if tools is None else ToolLoan(tools, asyncio.get_running_loop())
+        return await self.in_reactor(self._call(head, code.encode("utf-8", "replace"), loan))
+
+    async def start(
+        self, argv: Sequence[str], *, cwd: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> Process:
+        """Starts a program that stays, beside other calls. That it cannot be executed shows as exit code 127."""
+        head = {"operation": "start", "argv": _checked(argv), "cwd": cwd or "", "environment": dict(environment or {})}
+
+        async def begin() -> Process:
+            number = self.connection.next_number()
+            process = self._processes[number] = Process(self, number)
+            await self.connection.ask(head, b"", _GRACE_SECONDS, number)
+            return process
+
+        return await self.in_reactor(begin())
 
     async def write(self, path: str, content: bytes) -> None:
         """Writes a file of the workspace, making its folders. Raises `OSError`, also when the disk limit is reached."""
-        await self._in_thread(lambda: self._exchange({"operation": "write", "path": path}, content, 0.0))
+        await self.ask({"operation": "write", "path": path}, content)
 
     async def read(self, path: str) -> bytes:
         """A file of the workspace. Raises `FileNotFoundError` and other `OSError`s."""
-        _, content = await self._in_thread(lambda: self._exchange({"operation": "read", "path": path}, b"", 0.0))
-        return content
+        return (await self.ask({"operation": "read", "path": path}))[1]
+
+    async def list(self, path: str = ".") -> list[str]:
+        """The names in a folder, sorted; those of folders end in a slash. Raises `OSError`."""
+        _, names = await self.ask({"operation": "list", "path": path})
+        return names.decode("utf-8", "surrogateescape").split("\0") if names else []
+
+    async def write_folder(self, host_folder: str | Path, path: str) -> None:
+        """Copies a folder of the host into the workspace. Raises `OSError`."""
+        entries = await asyncio.to_thread(pack_folder, Path(host_folder))
+        await self.ask({"operation": "unpack", "path": path, "entries": entries})
+
+    async def read_folder(self, path: str, host_folder: str | Path) -> None:
+        """Copies a folder of the workspace to the host; links that might lead out of it are left out.
+
+        Raises `OSError`, also when its files are larger than the disk limit.
+        """
+        head, body = await self.ask({"operation": "pack", "path": path})
+        index, contents = json.loads(body[: head["index"]]), memoryview(body)[head["index"] :]
+        entries = []
+        for name, kind, mode, modified, length in index:
+            entries.append((name, kind, mode, modified, bytes(contents[:length])))
+            contents = contents[length:]
+        await asyncio.to_thread(unpack_folder, entries, Path(host_folder))
+
+    async def snapshot(self) -> None:
+        """Remembers workspace, /tmp and /dev/shm as they are now. Raises `OSError`."""
+        await self.ask({"operation": "snapshot"})
+
+    async def reset(self) -> None:
+        """Ends all programs; the files are again as at the snapshot, or gone where none was taken."""
+        await self.ask({"operation": "reset"})
 
     async def close(self) -> None:
         """Ends everything inside and removes the workspace. May be called twice."""
-        with contextlib.suppress(RuntimeError):  # the thread is gone already
-            await self._in_thread(self._end)
-        self._thread.shutdown(wait=False)
+        await asyncio.shield(self.in_reactor(self._end()))
 
-    async def _program(self, request: dict[str, Any], body: bytes) -> RunResult:
-        timeout = request["timeout"]
-        answer, output = await self._in_thread(lambda: self._exchange(request, body, timeout))
+    async def in_reactor(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Runs `work` where the sandboxes' pipes live."""
+        return await in_reactor(work)
+
+    async def ask(self, head: dict[str, Any], body: bytes = b"") -> Answer:
+        """One request to the guest and its answer, see `guest/server.py`."""
+
+        async def asking() -> Answer:
+            return await self.connection.ask(head, body, _FILES_SECONDS)
+
+        return await self.in_reactor(asking())
+
+    async def _call(self, head: dict[str, Any], body: bytes, loan: ToolLoan | None) -> RunResult:
+        connection, group = self.connection, self._group
+        kills = group.memory_kills() if group is not None else 0
+        number = connection.next_number()
+        if loan is not None:
+            self._loans[number] = loan
+        late = asyncio.get_running_loop().call_later(_LATE_SECONDS, self._yields, number)
+        try:
+            answer, output = await connection.ask(head, body, head["timeout"] + _GRACE_SECONDS, number)
+        except BaseException:
+            with contextlib.suppress(SandboxError):  # it died, which is why we are here
+                connection.tell({"call": 0, "operation": "kill", "process": number})
+            raise
+        finally:
+            late.cancel()
+            self._yields_no_more(number)
+            if loan is not None:
+                del self._loans[number]
+                loan.end()
+        if loan is not None and loan.failure is not None:
+            raise loan.failure
+        answer.pop("call")
         split = answer.pop("stdout_bytes")
+        if group is not None:
+            answer["out_of_memory"] |= group.memory_kills() > kills
         return RunResult(output[:split].decode("utf-8", "replace"), output[split:].decode("utf-8", "replace"), **answer)
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    def _yields(self, number: int) -> None:
+        """A call that takes its time leaves more of the processor to those that do not."""
+        self._late.add(number)
+        if self._group is not None:
+            self._group.weigh(self.limits.cpu_weight // _LATE_DIVISOR)
 
-    def _boot(self) -> None:
-        reasons = []
-        for launch in isolated_launches(self.limits.disk_bytes):
+    def _yields_no_more(self, number: int) -> None:
+        if number in self._late:
+            self._late.remove(number)
+            if not self._late and self._group is not None:
+                self._group.weigh(self.limits.cpu_weight)
+
+    def _on_event(self, head: dict[str, Any], body: bytes) -> None:
+        number = head["call"]
+        if head["event"] == "ended":
+            process = self._processes.pop(number, None)
+            if process is not None:
+                process.ends(head["exit_code"])
+        elif head["event"] == "tool" and number in self._loans:
+            loan = self._loans[number]
+            loan.serve(body, lambda answer: self._answer_tool(number, loan, answer))
+
+    def _answer_tool(self, number: int, loan: ToolLoan, answer: bytes) -> None:
+        with contextlib.suppress(SandboxError):  # the program is gone, and its question with it
+            if loan.failure is not None:
+                self.connection.tell({"call": 0, "operation": "kill", "process": number})
+            else:
+                self.connection.tell({"call": number, "operation": "tool_answer"}, answer)
+
+    async def _boot(self) -> None:
+        reasons: list[str] = []
+        failed: set[Tier] = set()
+        for launch in launches(self._wanted_tier, self.limits, self.readable, self.links, self.allow_weak, reasons):
+            if self._wanted_tier is None and _PROVEN & failed - {launch.tier}:
+                break  # a tier that works here failed this once: no weaker one may stand in for it
             try:
-                self._start(launch)
+                await self._start_guest(launch)
             except (OSError, SandboxError) as error:
-                self._end()
-                reasons.append(str(error))
+                await self._end()
+                failed.add(launch.tier)
+                reasons.append(f"{launch.tier}: {error}")
                 continue
-            if reasons:
-                text = f"isolated, but with {launch.arguments[-1]} as python3 ({'; '.join(reasons)})"
-                warnings.warn(text, WeakSandboxWarning, stacklevel=1)
+            self._tier = launch.tier
+            _PROVEN.add(launch.tier)
+            _say(launch, reasons)
             return
-        reason = "; ".join(reasons) or "bwrap is not installed"
-        if not self.allow_weak:
-            raise SandboxUnavailable(
-                f"no isolation here ({reason}); install bubblewrap and allow user namespaces, or pass allow_weak=True"
-            )
-        warnings.warn(
-            f"NO ISOLATION: code runs as an ordinary process that sees files and network ({reason})",
-            WeakSandboxWarning,
-            stacklevel=1,
+        if self._wanted_tier is None and _PROVEN & failed:
+            raise SandboxError(f"the sandbox did not start ({'; '.join(reasons)}); others did, so try again")
+        raise SandboxUnavailable(
+            f"no isolation here ({'; '.join(reasons)}); install bubblewrap and allow user namespaces, or pass "
+            "allow_weak=True"
         )
-        self._folder = tempfile.mkdtemp(prefix="baleen-sandbox-")
-        weak = process_launch(self._folder)
-        if weak is None:
-            raise SandboxUnavailable("no Python interpreter that an unprivileged user can reach, e.g. /usr/bin/python3")
-        if weak.user is not None:
-            os.chown(self._folder, weak.user, weak.user)
-        self._start(weak)
 
-    def _start(self, launch: Launch) -> None:
-        config = {**asdict(self.limits), "box": launch.box, "isolated": launch.tier == "bubblewrap"}
-        source = Path(__file__).with_name("guest.py").read_text(encoding="utf-8")
-        arguments, passed = list(launch.arguments), []
-        if launch.seccomp is not None:
-            readable, writable = os.pipe()
-            os.write(writable, launch.seccomp)  # a few hundred bytes: fits the pipe
-            os.close(writable)
-            passed.append(readable)
-            arguments[-2:-2] = ["--seccomp", str(readable)]
-        elif launch.tier == "bubblewrap":
-            warnings.warn("no system call filter is known for this machine", WeakSandboxWarning, stacklevel=1)
-        arguments += ["-s", "-S", "-c", source, json.dumps(config)]
-        user = {} if launch.user is None else {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-        try:
-            self._guest = subprocess.Popen(
-                arguments,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                env=launch.environment,
-                cwd="/",
-                pass_fds=passed,
-                start_new_session=True,
-                **user,  # type: ignore[call-overload]
-            )
-        finally:
-            for descriptor in passed:
-                os.close(descriptor)
-        self._tier = launch.tier
-        self._receive(time.monotonic() + _BOOT_SECONDS)
+    async def _start_guest(self, launch: Launch) -> None:
+        self._folder = launch.temporary
+        self._connection = Connection(launch, self._on_event)
+        self._group = control_group(self.limits) if launch.can_be_grouped else None
+        config = {
+            **asdict(self.limits),
+            "file_bytes": self.limits.file_bytes or self.limits.disk_bytes,
+            "box": launch.box,
+            "isolated": launch.isolated,
+            "walls": launch.walls,
+            "filters": list(launch.program_filters),
+            "environment": self.environment,
+            "linked": list(self.links.values()),
+            "bound": [place_inside(folder) for folder in self.readable] if launch.isolated else [],
+            "counted": self._group is not None and self._group.counts_memory,
+            "shared": self._group is not None and self._group.shares_processor,
+        }
+        largest = self.limits.disk_bytes + self.limits.output_bytes + _INDEX_BYTES
+        guest = await self._connection.start(config, largest, self._group)
+        if self._group is not None:
+            # Nothing but the guest itself has run until now: all that follows is its child and inherits the group.
+            self._group.add(guest)
 
-    def _exchange(self, head: dict[str, Any], body: bytes, timeout: float) -> tuple[dict[str, Any], bytes]:
-        guest = self._guest
-        if guest is None or guest.stdin is None:
-            raise SandboxError("the sandbox is not running")
-        encoded = json.dumps(head).encode()
-        try:
-            data = memoryview(_LENGTHS.pack(len(encoded), len(body)) + encoded + body)
-            while data:
-                data = data[guest.stdin.write(data) or 0 :]
-            answer, payload = self._receive(time.monotonic() + timeout + _GRACE_SECONDS)
-        except (OSError, SandboxError) as error:
-            self._end()
-            raise SandboxError(f"the sandbox is gone: {error}") from error
-        if "errno" in answer:
-            raise OSError(answer["errno"], answer["message"], head.get("path"))
-        return answer, payload
+    async def _end(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.end()
+        for process in self._processes.values():
+            process.ends(None)
+        self._processes.clear()
+        group, self._group = self._group, None
+        if group is not None:
+            await group.remove()
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    def _receive(self, deadline: float) -> tuple[dict[str, Any], bytes]:
-        head_length, body_length = _LENGTHS.unpack(self._read(_LENGTHS.size, deadline))
-        if body_length > max(self.limits.disk_bytes, self.limits.output_bytes):
-            raise SandboxError("the guest sends more than the limits allow")
-        return json.loads(self._read(head_length, deadline)), self._read(body_length, deadline)
 
-    def _read(self, length: int, deadline: float) -> bytes:
-        guest = self._guest
-        if guest is None or guest.stdout is None:
-            raise SandboxError("the sandbox is not running")
-        data = bytearray()
-        while len(data) < length:
-            ready, _, _ = select.select([guest.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise SandboxError("the guest does not answer")
-            piece = os.read(guest.stdout.fileno(), min(length - len(data), 1 << 20))
-            if not piece:
-                raise SandboxError(self._last_words())
-            data += piece
-        return bytes(data)
+def _say(launch: Launch, reasons: list[str]) -> None:
+    """Warns when this is not the best of isolation."""
+    if launch.tier == "none":
+        text = f"NO ISOLATION: code runs as an ordinary process that sees files and network ({'; '.join(reasons)})"
+    elif launch.weaknesses or reasons:
+        text = f"isolated by {launch.tier}, but: {'; '.join([*launch.weaknesses, *reasons])}"
+    else:
+        return
+    warnings.warn(text, WeakSandboxWarning, stacklevel=1)
 
-    def _last_words(self) -> str:
-        """What the dead guest wrote to its stderr, at most a line or two."""
-        guest = self._guest
-        if guest is None or guest.stderr is None:
-            return "no reason given"
-        ready, _, _ = select.select([guest.stderr], [], [], 1.0)
-        text = os.read(guest.stderr.fileno(), 4096).decode("utf-8", "replace").strip() if ready else ""
-        return text[-400:] or os.strerror(errno.EPIPE)
 
-    def _end(self) -> None:
-        guest, self._guest = self._guest, None
-        if guest is not None:
-            guest.kill()
-            for pipe in (guest.stdin, guest.stdout, guest.stderr):
-                if pipe is not None:
-                    pipe.close()
-            guest.wait()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+def _check_timeout(timeout: float) -> None:
+    if not 0 < timeout <= _LONGEST_SECONDS:
+        raise ValueError(f"a timeout is more than 0 and at most {_LONGEST_SECONDS:.0f} seconds, not {timeout}")
+
+
+def _checked(argv: Sequence[str]) -> list[str]:
+    if not argv or isinstance(argv, str):
+        raise ValueError("argv is a program and its arguments, such as ['ls', '-l']")
+    return [str(argument) for argument in argv]
