@@ -232,12 +232,14 @@ def _run(options: argparse.Namespace, began: float) -> None:
         Console().print(stages_table(recipe))
         return
     from baleen.pipeline.folder import open_run_folder
+    from baleen.pipeline.isolation import check_isolation
     from baleen.pipeline.progress import open_progress, results_table
     from baleen.pipeline.runner import run, stages_of
     from baleen.pipeline.stages import STAGES
 
     # Before the folder is made: a recipe with a misspelt stage must not take the folder for itself.
     stages_of(recipe, STAGES)
+    check_isolation(recipe)
     path = options.out or Path("runs") / recipe.name
     folder = open_run_folder(path, recipe, as_given(options.recipe, options.overrides))
     with open_progress() as progress:

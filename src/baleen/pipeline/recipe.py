@@ -28,6 +28,9 @@ class RunSection(Section):
         default="float32", description="type of the matrix products while training"
     )
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 takes torch's own choice")
+    weak_sandbox: bool = Field(
+        default=False, description="whether programs of the model may run without isolation where nothing isolates"
+    )
 
 
 class CorpusSection(Section):

@@ -31,12 +31,19 @@ class RolloutWorker:
     """Runs episodes of a model: its engine, and one sandboxed Python for the tasks that offer it."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, *, at_once: int = 64, max_tokens: int, traced: bool = False
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        at_once: int = 64,
+        max_tokens: int,
+        traced: bool = False,
+        weak_sandbox: bool = False,
     ) -> None:
         options = EngineOptions(max_running=at_once, max_tokens=max_tokens, admit_every=ADMIT_EVERY, traces=traced)
         self.engine = Engine(model, tokenizer, options)
         self.policy = EnginePolicy(self.engine, tokenizer, traced=traced)
-        self.python = PythonTool(allow_weak=True)
+        self.python = PythonTool(allow_weak=weak_sandbox)
 
     def run(
         self, tasks: Sequence[Task], *, attempts: int, sampling: Sampling, max_turns: int, seed: int

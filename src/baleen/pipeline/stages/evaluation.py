@@ -72,7 +72,8 @@ class EvaluationStage:
         section = context.recipe.evaluation
         attempts = 1 if checkpoint in SINGLE_ATTEMPT else section.attempts
         model, tokenizer = open_model(context, checkpoint), data.load_tokenizer(context)
-        worker = RolloutWorker(model, tokenizer, at_once=SLOTS, max_tokens=section.window)
+        weak = context.recipe.run.weak_sandbox
+        worker = RolloutWorker(model, tokenizer, at_once=SLOTS, max_tokens=section.window, weak_sandbox=weak)
         sampling = Sampling(temperature=section.temperature, top_p=section.top_p, max_tokens=section.max_tokens)
         try:
             episodes = worker.run(
@@ -95,7 +96,14 @@ class EvaluationStage:
         model.set_compute_dtype(torch.bfloat16 if dtype == "bfloat16" else None)
         section = context.recipe.mixed_rl
         tokenizer = data.load_tokenizer(context)
-        worker = RolloutWorker(model, tokenizer, at_once=len(tasks), max_tokens=section.window, traced=True)
+        worker = RolloutWorker(
+            model,
+            tokenizer,
+            at_once=len(tasks),
+            max_tokens=section.window,
+            traced=True,
+            weak_sandbox=context.recipe.run.weak_sandbox,
+        )
         sampling = Sampling(temperature=section.temperature, top_p=0.95, max_tokens=section.max_tokens)
         try:
             episodes = worker.run(tasks, attempts=1, sampling=sampling, max_turns=section.max_turns, seed=3)

@@ -54,7 +54,12 @@ class ReinforcementStage:
         tasks = data.load_tasks(context).train
         count = section.tasks_per_step * section.group_size
         worker = RolloutWorker(
-            model, data.load_tokenizer(context), at_once=count, max_tokens=section.window, traced=True
+            model,
+            data.load_tokenizer(context),
+            at_once=count,
+            max_tokens=section.window,
+            traced=True,
+            weak_sandbox=context.recipe.run.weak_sandbox,
         )
         row: dict[str, float] = {}
         try:
@@ -140,7 +145,13 @@ class DistillStage:
                 step=1_000_000,
                 seed=recipe.run.seed,
             )
-            worker = RolloutWorker(open_model(context, name), tokenizer, at_once=SLOTS, max_tokens=section.window)
+            worker = RolloutWorker(
+                open_model(context, name),
+                tokenizer,
+                at_once=SLOTS,
+                max_tokens=section.window,
+                weak_sandbox=recipe.run.weak_sandbox,
+            )
             try:
                 episodes = worker.run(
                     drawn,
