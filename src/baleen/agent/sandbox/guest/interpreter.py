@@ -83,10 +83,14 @@ def _exactly(length: int) -> bytes:
 
 def preload(busy: Callable[[], bool]) -> None:
     """Imports what every program needs, so that a fork finds it there; stops when there is something else to do."""
-    for name in _PRELOADED:
-        if busy():
-            return
-        __import__(name)
+    register, os.register_at_fork = os.register_at_fork, lambda **_: None
+    try:
+        for name in _PRELOADED:
+            if busy():
+                return
+            __import__(name)  # `random` would draw a new seed in every fork; programs get theirs in `interpret`
+    finally:
+        os.register_at_fork = register
     import ast
 
     compile(ast.parse("0"), "<python>", "exec")  # the first time makes the types of all nodes, a millisecond
@@ -99,6 +103,7 @@ def interpret(source: str, tool_names: list[str] | None) -> None:
     import random
     import traceback
 
+    os.register_at_fork(after_in_child=random.seed)
     random.seed(0)  # forks would otherwise share a state that differs from boot to boot
     printed = _open_streams()
     sys.argv = ["python"]

@@ -93,7 +93,7 @@ class Server:
             poll.register(self._woken, select.POLLIN)
             for descriptor, _ in poll.poll(self._patience()):
                 if descriptor == self.requests:
-                    data = os.read(self.requests, 16 * PIECE)
+                    data = os.read(self.requests, PIECE)
                     if not data:
                         return
                     for head, body in inbox.frames(data):
