@@ -31,7 +31,7 @@ from baleen.chat.messages import Message
 
 EPISODES = 1000
 AT_ONCE = 200
-SLOW_SECONDS = 5
+SLOW_SECONDS = 3
 WEIGHTS = {"add": 60, "mistake": 10, "slow": 6, "garbage": 8, "python": 8, "kill": 4, "flaky": 4, "bug": 1, "dead": 1}
 GARBAGE = ["", "\ud800", "</think>" * 50, "x" * 200_000, '{"a": [', "\x00\x1b[31m", None, float("nan"), [[[]]], b"\xff"]
 

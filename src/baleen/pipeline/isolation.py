@@ -28,6 +28,5 @@ def check_isolation(recipe: Recipe) -> None:
         asyncio.run(start())
     except (SandboxUnavailable, SandboxError, OSError) as error:
         raise IsolationError(
-            f"this recipe runs programs that the model writes, and nothing isolates them here: {error}. Install "
-            "bubblewrap (`baleen doctor` tells more), or accept it with run.weak_sandbox=true"
+            f"this recipe runs programs that its model writes: {error} (for a recipe: run.weak_sandbox=true)"
         ) from error
