@@ -74,6 +74,20 @@ def look() -> str:
     return "nothing to see here, look again"
 
 
+def looking(policy):
+    """`policy`, whose turns all call `look`: so a random network holds a long episode."""
+    complete = policy.complete
+
+    async def calling(messages, tools, sampling):
+        completion = await complete(messages, tools, sampling)
+        call = ToolCall(id=f"c{len(completion.prompt_tokens)}", function=FunctionCall(name="look"))
+        completion.message.tool_calls.append(call)  # the same object: the policy knows its turns by it
+        return replace(completion, finish_reason="tool_calls")
+
+    policy.complete = calling
+    return policy
+
+
 CONVERSATION = [
     USER,
     Message(
@@ -108,6 +122,30 @@ def test_a_server_gives_the_turn_that_the_engine_gives(model, url, thinking):
     assert count == near_count == len(far.prompt_tokens)
     for name in ("logprobs", "experts", "selected", "kept_ids", "kept_offsets"):
         np.testing.assert_array_equal(getattr(far.trace, name), getattr(near.trace, name), err_msg=name)
+
+
+def test_a_server_that_is_asked_in_tokens_gives_the_engines_turns_and_extends_them_exactly(model, url):
+    tokenizer = model[1]
+    sampling = Sampling(max_tokens=12, seed=3, top_p=0.9)
+    rules = Rules(EpisodeLimits(turns=3))
+    environment = lambda _: ToolEnvironment(Toolbox([look]), lambda episode: {"outcome": 1.0})  # noqa: E731
+
+    async def far():
+        async with ServerPolicy(url, tokenizer=tokenizer, traced=True) as server:
+            return await run_episode(task("t"), environment, looking(server), sampling, rules)
+
+    async def near():
+        return await run_episode(task("t"), environment, looking(engine_policy(model, traces=True)), sampling, rules)
+
+    there, here = asyncio.run(far()), asyncio.run(near())
+    assert there.messages == here.messages
+    for one, other in zip(there.completions, here.completions, strict=True):
+        assert (one.prompt_tokens, one.sampled_tokens) == (other.prompt_tokens, other.sampled_tokens)
+        for name in ("logprobs", "experts", "selected", "kept_ids", "kept_offsets"):
+            np.testing.assert_array_equal(getattr(one.trace, name), getattr(other.trace, name), err_msg=name)
+    for before, after in zip(there.completions, there.completions[1:], strict=False):
+        served = before.prompt_tokens + before.sampled_tokens
+        assert after.prompt_tokens[: len(served)] == served
 
 
 def test_a_prompt_beyond_the_context_is_a_truncated_turn_and_no_error(model, url):
@@ -214,19 +252,8 @@ def _endless(params):
     return lambda sampling, room: replace(params(sampling, room), ignore_end=True)
 
 
-class Looks(EnginePolicy):
-    """The engine's tokens behind turns that always call `look`, so that a random network holds a long episode."""
-
-    def read(self, running, tools, thinking):
-        completion = super().read(running, tools, thinking)
-        call = ToolCall(id=f"c{len(completion.prompt_tokens)}", function=FunctionCall(name="look"))
-        message = completion.message.model_copy(update={"tool_calls": [call]})
-        return replace(completion, message=message, finish_reason="tool_calls")
-
-
 def test_dropped_messages_are_out_of_the_engines_prompt_too(model):
-    network, tokenizer, _ = model
-    policy = Looks(Engine(network, tokenizer, EngineOptions(max_running=2, max_tokens=CONTEXT)), tokenizer)
+    policy = looking(engine_policy(model))
     rules = Rules(EpisodeLimits(turns=12), ContextManagement("discard-75", window=600, trigger=0.8))
     environment = lambda _: ToolEnvironment(Toolbox([look]), lambda episode: {"outcome": 1.0})  # noqa: E731
     done = asyncio.run(run_episode(task("t"), environment, policy, Sampling(max_tokens=20), rules))

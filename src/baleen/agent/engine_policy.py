@@ -2,20 +2,18 @@
 
 While episodes run together it is a barrier: the engine moves only when every running episode waits for it. Batches, and
 with them the last bits of all numbers, then do not depend on how fast an environment was, and a run repeats exactly.
-A turn that follows tool results extends the tokens of the turn before; text is never tokenised a second time.
+What a prompt is and how a turn is read: `exact_prompts.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from baleen.agent.policy import Completion, FinishReason, Sampling
-from baleen.chat.encoding import segments
+from baleen.agent.exact_prompts import ExactPrompts, no_room
+from baleen.agent.policy import Completion, Sampling
 from baleen.chat.messages import Message, ToolSpec
-from baleen.chat.parser import parse
 from baleen.chat.tokenizer import Tokenizer
 from baleen.engine.engine import Engine
 from baleen.engine.params import SamplingParams
@@ -26,12 +24,12 @@ class EnginePolicy:
     """Answers with `engine`. `traced` asks for experts and selected positions (training needs them)."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, *, traced: bool = False) -> None:
-        self.engine, self.tokenizer, self.traced = engine, tokenizer, traced
+        self.engine, self.traced = engine, traced
+        self.prompts = ExactPrompts(tokenizer)
         self._episodes = 0
         self._asked: list[_Asked] = []
         self._answering: dict[int, tuple[Running, asyncio.Future[Running]]] = {}
         self._driver: asyncio.Task[None] | None = None
-        self._served: dict[int, tuple[tuple[Message, ...], Completion]] = {}
 
     def episode_started(self) -> None:
         """One more episode will ask."""
@@ -41,14 +39,14 @@ class EnginePolicy:
         """One of them will not ask any more."""
         self._episodes -= 1
         if self._episodes == 0:
-            self._served.clear()
+            self.prompts.forget()
 
     async def complete(self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling) -> Completion:
         """The next turn. A prompt that does not fit the engine comes back as an empty, truncated turn."""
-        prompt = self.prompt(messages, tools, sampling.thinking)
+        prompt = self.prompts.prompt(messages, tools, sampling.thinking)
         room = self.engine.max_tokens - len(prompt)
         if room < 1:
-            return Completion(Message(role="assistant", content=""), tuple(prompt), (), None, "length", ("no room",))
+            return no_room(prompt)
         params = self.params(sampling, room)
         asked = _Asked(sampling.seed, prompt, params, asyncio.get_running_loop().create_future())
         self._asked.append(asked)
@@ -59,13 +57,21 @@ class EnginePolicy:
         except asyncio.CancelledError:  # an episode out of time, for one: its pages are for the others
             self._forget(asked)
             raise
-        completion = self.read(running, tools, sampling.thinking)
-        self._served[id(completion.message)] = ((*messages, completion.message), completion)
-        return completion
+        generation = running.generation
+        assert generation is not None
+        return self.prompts.turn(
+            messages,
+            tools,
+            sampling.thinking,
+            prompt=generation.prompt,
+            sampled=generation.tokens,
+            trace=generation.trace,
+            was_cut=generation.finish_reason == "length",
+        )
 
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling) -> int:
         """The length of the prompt that `complete` would sample after."""
-        return len(self.prompt(messages, tools, sampling.thinking))
+        return len(self.prompts.prompt(messages, tools, sampling.thinking))
 
     def params(self, sampling: Sampling, room: int) -> SamplingParams:
         """The engine's form of `sampling`, within `room` tokens."""
@@ -75,40 +81,6 @@ class EnginePolicy:
             max_tokens=min(sampling.max_tokens, room),
             seed=sampling.seed,
             trace=self.traced,
-        )
-
-    def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> list[int]:
-        """The tokens that the next turn is sampled after."""
-        pieces = segments(list(messages), list(tools), thinking)
-        last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=None)
-        if last is not None and all(message.role == "tool" for message in messages[last + 1 :]):
-            before, completion = self._served.get(id(messages[last]), ((), None))
-            # A context manager may have dropped messages before the last turn: then its tokens are no prefix.
-            unchanged = len(before) == last + 1 and all(map(operator.is_, before, messages))
-            if completion is not None and unchanged and any(piece.sampled for piece in pieces):
-                tail = len(pieces) - next(i for i, piece in enumerate(reversed(pieces)) if piece.sampled)
-                ids, _ = self.tokenizer.encode_segments(pieces[tail:])
-                return [*completion.prompt_tokens, *completion.sampled_tokens, *ids]
-        return self.tokenizer.encode_segments(pieces)[0]
-
-    def read(self, running: Running, tools: Sequence[ToolSpec], thinking: bool) -> Completion:
-        """The finished sequence as a turn; calls get ids, because results are matched by them."""
-        generation = running.generation
-        assert generation is not None
-        parsed = parse(self.tokenizer.decode(list(generation.tokens)), thinking=thinking, tools=list(tools))
-        message = parsed.to_message()
-        calls = [
-            call.model_copy(update={"id": f"call_{len(generation.prompt)}_{i}"})
-            for i, call in enumerate(message.tool_calls)
-        ]
-        reason: FinishReason = "length" if generation.finish_reason == "length" else "tool_calls" if calls else "stop"
-        return Completion(
-            message=message.model_copy(update={"tool_calls": calls}),
-            prompt_tokens=generation.prompt,
-            sampled_tokens=generation.tokens,
-            trace=generation.trace,
-            finish_reason=reason,
-            faults=tuple(str(fault) for fault in parsed.faults),
         )
 
     async def _drive(self) -> None:

@@ -1,9 +1,11 @@
 """Any OpenAI-compatible server as a `Policy`: ours, vLLM, SGLang, or one far away.
 
-Reasoning travels both ways as `reasoning_content`, so that a server of the V3.2 format applies the thinking rule.
-Exact tokens and traces come back where the server knows the fields (`extensions`); a server that refuses unknown fields
-gets the plain request. What fails on the way is tried again with growing pauses, `Retry-After` obeyed; what stays
-failed is a `PolicyError`, never a wrong turn.
+With the model's `tokenizer` it speaks tokens (`/completions`): prompts extend the exact tokens that were served
+(`exact_prompts.py`), as training wants. Without it, it speaks messages (`/chat/completions`): reasoning travels both
+ways as `reasoning_content`, so that a server of the V3.2 format applies the thinking rule. Token ids and traces come
+back where the server knows the fields (`extensions`); one that refuses unknown fields gets the plain request. What
+fails on the way is tried again with growing pauses, `Retry-After` obeyed; what stays failed is a `PolicyError`, never a
+wrong turn.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from baleen.agent.exact_prompts import ExactPrompts, no_room
 from baleen.agent.policy import Completion, FinishReason, PolicyError, Sampling
 from baleen.agent.records import message_to_json
 from baleen.chat.messages import Message, ToolSpec
+from baleen.chat.tokenizer import Tokenizer
 from baleen.engine.trace import Trace
 
 LONGEST_PAUSE = 30.0
@@ -40,6 +44,7 @@ class ServerPolicy:
         url: str,
         model: str = "",
         *,
+        tokenizer: Tokenizer | None = None,
         api_key: str | None = None,
         extensions: bool = True,
         traced: bool = False,
@@ -54,6 +59,7 @@ class ServerPolicy:
             traced,
             tries,
         )
+        self.prompts = None if tokenizer is None else ExactPrompts(tokenizer)
         self._client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(seconds, connect=10.0, pool=None),
@@ -72,16 +78,33 @@ class ServerPolicy:
 
     async def complete(self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling) -> Completion:
         """The next turn. A prompt that the server's context cannot hold comes back as an empty, truncated turn."""
-        answer = await self._post(f"{self.url}/chat/completions", self.request(messages, tools, sampling))
+        prompt = None if self.prompts is None else self.prompts.prompt(messages, tools, sampling.thinking)
+        if prompt is None:
+            answer = await self._post(f"{self.url}/chat/completions", self.request(messages, tools, sampling))
+        else:
+            answer = await self._post(f"{self.url}/completions", {"prompt": prompt, **self._sampled_as(sampling)})
         if answer is None:
-            return Completion(Message(role="assistant", content=""), finish_reason="length", faults=("no room",))
+            return no_room(prompt or ())
         try:
-            return self.read(answer)
+            if self.prompts is None or prompt is None:
+                return self.read(answer)
+            choice = answer["choices"][0]
+            return self.prompts.turn(
+                messages,
+                tools,
+                sampling.thinking,
+                prompt=prompt,
+                sampled=choice["token_ids"],
+                trace=_trace(choice, (choice.get("logprobs") or {}).get("token_logprobs")),
+                was_cut=choice.get("finish_reason") == "length",
+            )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise PolicyError(f"{self.url} answered what is no chat completion: {error!r}") from error
 
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling) -> int:
-        """The prompt's length, from the server's `/tokenize` (ours, vLLM's)."""
+        """The prompt's length: by the tokenizer, or from the server's `/tokenize` (ours, vLLM's)."""
+        if self.prompts is not None:
+            return len(self.prompts.prompt(messages, tools, sampling.thinking))
         body = self.request(messages, tools, sampling)
         asked = {key: body[key] for key in ("model", "messages", "tools", "chat_template_kwargs") if key in body}
         answer = await self._post(f"{self.url.removesuffix('/v1')}/tokenize", asked | {"add_generation_prompt": True})
@@ -91,8 +114,16 @@ class ServerPolicy:
 
     def request(self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling) -> dict[str, Any]:
         """The body of the chat request."""
+        body = {"messages": [message_to_json(message) for message in messages], **self._sampled_as(sampling)}
+        if tools:
+            body["tools"] = [tool.model_dump(mode="json") for tool in tools]
+        if self.extensions:
+            body |= {"chat_template_kwargs": {"thinking": sampling.thinking}, "logprobs": True}
+        return body
+
+    def _sampled_as(self, sampling: Sampling) -> dict[str, Any]:
+        """What both requests have."""
         body: dict[str, Any] = {
-            "messages": [message_to_json(message) for message in messages],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
@@ -100,11 +131,10 @@ class ServerPolicy:
         }
         if self.model:
             body["model"] = self.model
-        if tools:
-            body["tools"] = [tool.model_dump(mode="json") for tool in tools]
-        if self.extensions:
-            body["chat_template_kwargs"] = {"thinking": sampling.thinking}
-            body |= {"return_token_ids": True, "logprobs": True}
+        if self.prompts is not None:
+            body |= {"return_token_ids": True, "logprobs": 0}
+        elif self.extensions:
+            body["return_token_ids"] = True
         if self.traced:
             body |= {"return_routed_experts": True, "return_selected_positions": True, "return_sampling_mask": True}
         return body
@@ -117,7 +147,7 @@ class ServerPolicy:
             message=message,
             prompt_tokens=tuple(answer.get("prompt_token_ids") or ()),
             sampled_tokens=tuple(choice.get("token_ids") or ()),
-            trace=_trace(choice),
+            trace=_trace(choice, [token["logprob"] for token in (choice.get("logprobs") or {}).get("content") or ()]),
             finish_reason=_REASONS.get(choice.get("finish_reason") or "stop", "stop"),
             faults=tuple(str(fault) for fault in choice.get("faults") or ()),
         )
@@ -168,14 +198,13 @@ def _asked_pause(response: httpx.Response) -> float:
         return 0.0  # a date: our own pauses will do
 
 
-def _trace(choice: Mapping[str, Any]) -> Trace | None:
-    said = (choice.get("logprobs") or {}).get("content")
-    if said is None or not choice.get("token_ids") or len(said) != len(choice["token_ids"]):
+def _trace(choice: Mapping[str, Any], logprobs: Sequence[float] | None) -> Trace | None:
+    if not logprobs or len(logprobs) != len(choice.get("token_ids") or ()):
         return None
     mask = choice.get("sampling_mask") or {}
     versions = choice.get("weight_versions")
     return Trace(
-        logprobs=np.asarray([token["logprob"] for token in said], np.float32),
+        logprobs=np.asarray(logprobs, np.float32),
         kept_ids=_array(mask.get("ids")),
         kept_offsets=_array(mask.get("offsets")),
         experts=_array(choice.get("routed_experts")),

@@ -12,8 +12,8 @@ from baleen.engine.params import SamplingParams
 from baleen.server.errors import ApiError
 from baleen.server.protocol import SamplingFields
 
-SEEDS = 2**48
-"""Seeds stay whole numbers in every client's JSON reader, whichever choice they are counted up to."""
+SEEDS = 2**63
+"""As many as `agent/policy.py` draws for its turns: a served turn is then the engine's own."""
 
 
 def sampling_params(
