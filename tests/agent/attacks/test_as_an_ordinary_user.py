@@ -47,7 +47,9 @@ def test_every_attack_fails_as_an_ordinary_user_too(tmp_path):
     home.mkdir()
     os.chown(home, USER, USER)
     drop = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
-    tests = [str(path) for path in FOLDER.glob("test_*.py") if path != Path(__file__)]
+    # How fast the neighbours stay is measured once, as whoever runs these tests.
+    left_out = {Path(__file__).name, "test_neighbours.py"}
+    tests = [str(path) for path in FOLDER.glob("test_*.py") if path.name not in left_out]
     pytest_command = [sys.executable, "-m", "pytest"]
     options = ["-p", "no:cacheprovider", f"--basetemp={home}/pytest", "-W", "ignore"]
     namespace = ["unshare", "--mount", "--propagation=private", "sh", "-c", SCRIPT, "sh"]

@@ -401,3 +401,36 @@ def test_odd_requests_fail_alone_and_leave_the_server_alive():
     codes, answer = in_sandbox(work)
     assert 0 not in (codes[0], codes[2], codes[3])
     assert answer == "42\n"
+
+
+def test_a_start_that_is_cancelled_at_any_moment_leaves_no_process_and_no_descriptor():
+    async def main():
+        async with Sandbox(LIMITS):  # what all sandboxes share is open from here on
+            pass
+        files, processes = len(os.listdir("/proc/self/fd")), _children()
+        for moment in range(40):
+            starting = asyncio.ensure_future(Sandbox(LIMITS).__aenter__())
+            await asyncio.sleep(moment / 1000)
+            starting.cancel()
+            try:
+                await (await starting).close()
+            except asyncio.CancelledError:
+                continue
+        assert _children() == processes
+        assert len(os.listdir("/proc/self/fd")) == files
+
+    asyncio.run(main())
+
+
+def _children():
+    """Child processes of this one."""
+    found = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as file:
+                    if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
+                        found.add(int(entry))
+            except OSError:
+                continue
+    return found

@@ -66,7 +66,7 @@ class Connection:
         self._listener: asyncio.Task[None] | None = None
         self._guest: int | None = None
         self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter
+        self._writer: asyncio.StreamWriter | None = None
 
     async def start(self, config: dict[str, Any], largest_answer: int, group: ControlGroup | None = None) -> int:
         """Starts the guest, in `group`, and waits until it is ready; the host's number of its process.
@@ -83,7 +83,11 @@ class Connection:
             raise
         finally:
             theirs.close()
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        try:
+            self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        except BaseException:  # cancelled
+            ours.close()
+            raise
         first = marshal.dumps((config, _guest_code(self.launch.same_interpreter)), 2)
         self._writer.write(len(first).to_bytes(4, "big") + first)
         try:
@@ -126,7 +130,7 @@ class Connection:
 
     def tell(self, head: dict[str, Any], body: bytes = b"") -> None:
         """Sends a message that is not answered. Raises `SandboxError` when the guest is gone."""
-        if self._death is not None or self._process is None:
+        if self._death is not None or self._process is None or self._writer is None:
             raise SandboxError(f"the sandbox is gone: {self._death or 'it is not running'}")
         encoded = marshal.dumps(head, 2)
         self._writer.write(_LENGTHS.pack(len(encoded), len(body)) + encoded + body)
@@ -194,7 +198,10 @@ class Connection:
         if self._listener is not None:
             self._listener.cancel()
         self._dies("it was closed")
-        self._writer.close()
+        if self._writer is not None:  # else it was cancelled as it started
+            self._writer.close()
+        else:
+            process.kill()
         if self.launch.has_monitor:
             # Process 1, not bubblewrap around it: that one ends when the whole namespace is gone.
             with contextlib.suppress(ProcessLookupError):
