@@ -206,6 +206,11 @@ class Connection:
             # Process 1, not bubblewrap around it: that one ends when the whole namespace is gone.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._guest or process.pid, signal.SIGKILL)
+            if self._guest is None:
+                # It ended as it started. Of bubblewrap's two halves the inner one waits for ever when the outer is
+                # gone; until it has a session of its own it is in our group.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         deadline = time.monotonic() + _LEAVE_SECONDS
         while process.poll() is None:
             # In other tiers the guest itself kills what it started, as it reads the end of its socket.
