@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from storm_program import children, expected, tasks
 
+from baleen.agent.episode import NOT_THE_MODELS
+
 PROGRAM = Path(__file__).with_name("storm_program.py")
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -51,12 +53,7 @@ def test_every_episode_ends_with_its_status_and_a_killed_run_goes_on(tmp_path):
             time.sleep(0.02)
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        ended = {
-            json.loads(line)["task"]["id"]
-            for line in path.read_bytes().splitlines(keepends=True)
-            if line.endswith(b"\n")
-        }
-        assert 300 <= len(ended) < 1000
+        assert 300 <= lines(path) < 1000
 
         said, _ = started(path).communicate(timeout=500)
         deadline = time.monotonic() + 10
@@ -75,7 +72,12 @@ def test_every_episode_ends_with_its_status_and_a_killed_run_goes_on(tmp_path):
     records = [json.loads(line) for line in path.read_text(encoding="utf-8", errors="surrogatepass").splitlines()]
     counted = Counter(record["task"]["id"] for record in records)
     wanted = {task.id: expected(task.metadata["script"]) for task in tasks()}
-    assert {record["task"]["id"]: record["status"] for record in records} == wanted
+    ended = {record["task"]["id"]: record["status"] for record in records}
+    # Where a script comes to a fault of the world, an earlier kill may be what its last try ended with.
+    told = {
+        name: wanted[name] if {status, wanted[name]} <= NOT_THE_MODELS else status for name, status in ended.items()
+    }
+    assert told == wanted
     # What the world did is run again by the second run; what the model did never is.
     again = {name for name, count in counted.items() if count > 1}
     assert all(wanted[name] in ("tool_error", "infrastructure_error") for name in again)
