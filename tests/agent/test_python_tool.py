@@ -8,20 +8,10 @@ import pytest
 
 from baleen.agent.environment import InfrastructureError
 from baleen.agent.python_tool import PythonTool
-from baleen.agent.sandbox import Limits, Sandbox, SandboxUnavailable
+from baleen.agent.sandbox import Limits
 from baleen.agent.tools import tool_spec
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _isolation():
-    async def probe():
-        async with Sandbox():
-            pass
-
-    try:
-        asyncio.run(probe())
-    except SandboxUnavailable as reason:
-        pytest.skip(str(reason))
+pytestmark = pytest.mark.usefixtures("isolation")
 
 
 def answers(*programs, **options):

@@ -5,11 +5,13 @@ import asyncio
 import pytest
 from scripted import Counter, ScriptedPolicy, task
 
+from baleen.agent.atif import episode_to_atif
 from baleen.agent.loop import Rules, run_episode
 from baleen.agent.policy import Sampling
 from baleen.agent.records import episode_from_json, episode_to_json
 from baleen.agent.replay import ReplayError, replay
 from baleen.agent.user import ScriptedUser
+from baleen.chat.messages import Message
 
 SCRIPTS = {"t": ("add", "two", "done", "add", "done"), "cut": ("add", "long"), "many": ("add",) * 40}
 
@@ -48,3 +50,26 @@ def test_a_changed_world_can_be_tried_on_an_old_record():
     again = asyncio.run(replay(recorded("cut"), lambda _: Other(), exact=False))
     assert again.rewards["steps"] == 2
     assert again.status == "truncated"
+
+
+class Greeting(Counter):
+    """Opens with words of the assistant, as tau2-bench's worlds do."""
+
+    async def reset(self, task):
+        opening, tools = await super().reset(task)
+        return [Message(role="assistant", content="Hello!"), *opening], tools
+
+
+def test_words_of_the_assistant_in_the_opening_are_no_turn_of_the_policy():
+    class Policy(ScriptedPolicy):
+        async def complete(self, messages, tools, sampling):
+            return await super().complete(messages[1:], tools, sampling)
+
+    run = run_episode(task("cut", want=1), lambda _: Greeting(), Policy(SCRIPTS), Sampling())
+    episode = asyncio.run(run)
+    assert {index: one.message for index, one in episode.sampled.items()} == {
+        index: episode.messages[index] for index in (2, 4)
+    }
+    assert asyncio.run(replay(episode, lambda _: Greeting())) == episode
+    steps = episode_to_atif(episode, version="1")["steps"]
+    assert ["metrics" in step for step in steps] == [False, False, True, True]

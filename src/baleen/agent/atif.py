@@ -27,7 +27,7 @@ def episode_to_atif(episode: Episode, *, version: str, model: str | None = None)
     """The document of one episode. `version` is the agent's, `model` the policy's name. Raises `AtifError` for an
     episode in which nothing was said."""
     steps: list[dict[str, Any]] = []
-    completions = iter(episode.completions)
+    sampled = episode.sampled
     for index, message in enumerate(episode.messages):
         for event in episode.context_events:
             if event.at_message == index and event.summary is not None:
@@ -35,7 +35,7 @@ def episode_to_atif(episode: Episode, *, version: str, model: str | None = None)
         if message.role == "tool":
             _observe(steps, message)
         elif message.role == "assistant":
-            steps.append(_agent_step(message, next(completions, None), index))
+            steps.append(_agent_step(message, sampled.get(index), index))
         else:
             source = "user" if message.role == "user" else "system"
             steps.append({"source": source, "message": message.content or ""})
@@ -58,7 +58,9 @@ def episode_to_atif(episode: Episode, *, version: str, model: str | None = None)
 
 
 def _agent_step(message: Message, completion: Completion | None, index: int) -> dict[str, Any]:
-    step: dict[str, Any] = {"source": "agent", "message": message.content or "", "llm_call_count": 1}
+    step: dict[str, Any] = {"source": "agent", "message": message.content or ""}
+    if completion is not None:
+        step["llm_call_count"] = 1
     if message.reasoning_content is not None:
         step["reasoning_content"] = message.reasoning_content
     if message.tool_calls:

@@ -73,7 +73,7 @@ class Context:
         """`messages` without what was dropped, the last summary in its place."""
         if not self.events:
             return list(messages)
-        dropped = {i for event in self.events for start, stop in event.dropped for i in range(start, stop)}
+        dropped = self._dropped()
         kept = [message for i, message in enumerate(messages) if i >= self.opening and i not in dropped]
         summary = next((event.summary for event in reversed(self.events) if event.summary), None)
         notes = [] if summary is None else [notes_message(summary)]
@@ -105,9 +105,12 @@ class Context:
             self.events[-1] = replace(event, tokens_after=tokens)
         return shown
 
+    def _dropped(self) -> set[int]:
+        return {i for event in self.events for start, stop in event.dropped for i in range(start, stop)}
+
     def _rounds(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         """The rounds that are still shown, oldest first, as ranges of `messages`."""
-        dropped = {i for event in self.events for start, stop in event.dropped for i in range(start, stop)}
+        dropped = self._dropped()
         rounds: list[tuple[int, int]] = []
         for i in range(self.opening, len(messages)):
             if i in dropped:

@@ -62,8 +62,8 @@ class ContextEvent:
 
 @dataclass(frozen=True)
 class Episode:
-    """One ended attempt. `completions[i]` stands behind the i-th assistant message. Two episodes that differ only in
-    how long they took are equal."""
+    """One ended attempt. `completions` are the policy's turns in order; `sampled` says which messages they are. Two
+    episodes that differ only in how long they took are equal."""
 
     task: Task
     messages: tuple[Message, ...]
@@ -87,6 +87,14 @@ class Episode:
     def scored(self) -> bool:
         """Whether the outcome counts: infrastructure failures and verifiers that did not run do not."""
         return self.status not in NOT_THE_MODELS and self.rewards.get("outcome") is not None
+
+    @property
+    def sampled(self) -> dict[int, Completion]:
+        """The completion behind each message that the policy gave, by the message's index. Assistant messages that an
+        environment opens the conversation with come before them and have none."""
+        spoken = [index for index, message in enumerate(self.messages) if message.role == "assistant"]
+        given = spoken[max(0, len(spoken) - len(self.completions)) :]
+        return dict(zip(given, self.completions, strict=False))
 
     @property
     def calls(self) -> int:

@@ -29,11 +29,12 @@ class ReplayPolicy:
 
     def __init__(self, episode: Episode, *, exact: bool = True) -> None:
         self.episode, self.exact = episode, exact
-        self._turns = [i for i, message in enumerate(episode.messages) if message.role == "assistant"]
+        self._turns = list(episode.sampled)
+        self._opened = sum(message.role == "assistant" for message in episode.messages) - len(self._turns)
 
     async def complete(self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling) -> Completion:
         """The recorded turn that comes after as many as `messages` holds."""
-        turn = sum(message.role == "assistant" for message in messages)
+        turn = sum(message.role == "assistant" for message in messages) - self._opened
         if turn >= len(self._turns):
             raise ReplayError(f"the record has {len(self._turns)} turns, and the episode goes on")
         before = self.episode.messages[: self._turns[turn]]

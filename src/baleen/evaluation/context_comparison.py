@@ -219,12 +219,10 @@ def _completions(episode: Episode) -> list[Completion]:
     """Every turn of the policy in its order, those in which it summed up too."""
     summaries = {event.at_message: event.summary for event in episode.context_events if event.summary}
     ordered: list[Completion] = []
-    turns = iter(episode.completions)
-    for index, message in enumerate(episode.messages):
+    for index, completion in episode.sampled.items():
         if index in summaries:
             ordered.append(summaries[index])
-        if message.role == "assistant":
-            ordered.append(next(turns))
+        ordered.append(completion)
     return ordered
 
 

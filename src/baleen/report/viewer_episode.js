@@ -110,7 +110,7 @@ const episodeView = (() => {
     if (!parts.length) parts.push(make("p", { class: "quiet" }, "An empty message."));
     const faults = asList(completion.faults);
     if (faults.length) parts.push(make("ul", { class: "faults", "aria-label": "faults" }, ...faults.map((fault) => make("li", {}, text(fault)))));
-    const heading = make("header", {}, make("b", {}, role === "assistant" ? `assistant, turn ${state.turn}` : role));
+    const heading = make("header", {}, make("b", {}, role === "assistant" ? (state.turn > 0 ? `assistant, turn ${state.turn}` : "assistant") : role));
     if (completion.finish_reason === "length") heading.append(make("span", { class: "badge warn" }, "cut off at its token limit"));
     const gone = state.goneAt[index];
     if (gone) heading.append(make("span", { class: "badge warn" }, `out of the context from message ${gone.at_message} on`));
@@ -162,6 +162,9 @@ const episodeView = (() => {
   function conversation(held) {
     const { episode } = held;
     const state = { messages: asList(episode.messages), completions: asList(episode.completions), timings: asList(episode.timings), droppedAt: held.dropped_at, goneAt: {}, turn: 0 };
+    // An environment may open with words of the assistant: they come before the policy's turns, and are none.
+    const spoken = state.messages.filter((message) => asRow(message).role === "assistant").length;
+    if (state.completions.length) state.turn = Math.min(0, state.completions.length - spoken);
     const events = asList(episode.context_events).map(asRow);
     for (const event of events) {
       for (const [start, stop] of rangesOf(event)) for (let at = start; at < Math.min(stop, state.messages.length); at += 1) state.goneAt[at] ??= event;

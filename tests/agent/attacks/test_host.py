@@ -24,24 +24,26 @@ def secret():
 
 
 def test_files_of_the_host_cannot_be_read(attempt, secret):
-    attempt(f"""
+    tried = attempt(f"""
         must_not_open("/etc/shadow", "/etc/group-", "/etc/hostname", "/etc/machine-id", "/boot/vmlinuz",
                       {str(secret)!r}, {__file__!r}, {str(Path.home() / ".profile")!r})
         if len(open("/etc/passwd").readlines()) != 1: breach("the host's users")
         for path in ("/root", "/home", "/var", "/srv", "/mnt", "/media", "/run", "/sys", "/boot", "/lost+found"):
             if os.path.exists(path): breach(path)
     """)
+    assert tried.exit_code == 0
 
 
 def test_the_root_of_another_process_is_no_way_out(attempt, secret):
-    attempt(f"""
+    tried = attempt(f"""
         for start in ("/proc/1/root", "/proc/1/cwd", "/proc/self/root/..", "/proc/self/cwd/../../../..", "/.."):
             must_not_open(start + {str(secret)!r}, start + "/etc/shadow")
     """)
+    assert tried.exit_code == 0
 
 
 def test_a_chroot_is_refused_so_that_none_can_be_left(attempt, secret):
-    attempt(f"""
+    tried = attempt(f"""
         os.mkdir("jail")
         must_fail("chroot", os.chroot, "jail")
         must_return_error("pivot_root", libc.syscall, 155, b"/", b"/box/work/jail")
@@ -49,21 +51,23 @@ def test_a_chroot_is_refused_so_that_none_can_be_left(attempt, secret):
         for _ in range(64): os.chdir("..")
         must_not_open("." + {str(secret)!r})
     """)
+    assert tried.exit_code == 0
 
 
 def test_file_handles_cannot_be_opened(attempt):
-    attempt("""
+    tried = attempt("""
         handle = (ctypes.c_ubyte * 136)(128)
         mount = ctypes.c_int()
         must_return_error("name_to_handle_at", libc.syscall, 303, -100, b"/usr", handle, ctypes.byref(mount), 0)
         must_return_error("open_by_handle_at", libc.syscall, 304, os.open("/usr", 0), handle, 0)
     """)
+    assert tried.exit_code == 0
 
 
 def test_secrets_of_the_environment_are_not_seen(attempt, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    attempt("""
+    tried = attempt("""
         import glob
         if "hunter2" in str(os.environ): breach("environment")
         for path in glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/cmdline"):
@@ -72,13 +76,14 @@ def test_secrets_of_the_environment_are_not_seen(attempt, monkeypatch):
             except OSError:
                 pass
     """)
+    assert tried.exit_code == 0
 
 
 def test_credentials_of_git_ssh_and_clouds_are_not_seen(attempt, monkeypatch):
     monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/agent.sock")
     monkeypatch.setenv("GIT_ASKPASS", "/bin/echo")
     home = Path.home()
-    attempt(f"""
+    tried = attempt(f"""
         for home in ({str(home)!r}, "/root", os.environ["HOME"], os.path.expanduser("~")):
             for name in (".ssh", ".git-credentials", ".gitconfig", ".netrc", ".aws", ".config", ".kube", ".docker",
                          ".npmrc", ".pypirc", ".cache", ".bash_history"):
@@ -88,6 +93,7 @@ def test_credentials_of_git_ssh_and_clouds_are_not_seen(attempt, monkeypatch):
         for path in ("/etc/gitconfig", "/etc/ssh", "/etc/kubernetes", "/var/run/secrets"):
             if os.path.exists(path): breach(path)
     """)
+    assert tried.exit_code == 0
 
 
 def test_processes_of_the_host_are_not_seen_and_not_killed(attempt):
@@ -110,7 +116,7 @@ def test_processes_of_the_host_are_not_seen_and_not_killed(attempt):
 
 
 def test_proc_does_not_change_the_kernel(attempt):
-    attempt("""
+    tried = attempt("""
         for path in ("sys/kernel/core_pattern", "sys/kernel/hostname", "sys/vm/drop_caches", "sys/vm/overcommit_memory",
                      "sys/kernel/randomize_va_space", "sysrq-trigger", "self/uid_map", "self/gid_map",
                      "self/setgroups", "irq/default_smp_affinity", "sys/fs/binfmt_misc/register", "timer_list"):
@@ -121,6 +127,7 @@ def test_proc_does_not_change_the_kernel(attempt):
                 pass
         must_fail("safer from the killer", lambda: open("/proc/self/oom_score_adj", "w").write("-1000"))
     """)
+    assert tried.exit_code == 0
 
 
 def test_proc_does_not_show_the_kernels_memory(attempt):

@@ -80,7 +80,7 @@ class ServedEpisode:
             call = ToolCall(id=f"call-{len(self._turns) // 2}", function=FunctionCall(name=name, arguments=arguments))
             try:
                 [answer] = await self._in_time(environment.step([call]))
-            except Exception:
+            except Exception:  # of whatever kind: it is raised to the caller, and remembered
                 self._failed = True
                 raise
             self._turns += [Message(role="assistant", tool_calls=[call]), answer]
