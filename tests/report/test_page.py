@@ -199,7 +199,8 @@ def test_a_browser_builds_the_page_and_runs_only_its_script(run_folder, tmp_path
         "--disable-component-update",
         f"--user-data-dir={tmp_path / 'browser'}",
     ]
-    command = [chromium, *flags, "--dump-dom", path.as_uri()]
+    # The episodes are unpacked beside the page: the dump waits for them.
+    command = [chromium, *flags, "--virtual-time-budget=10000", "--dump-dom", path.as_uri()]
     dump = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)}
     )
