@@ -9,13 +9,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from browser import Browser
 from loopback import WEATHER, running
 from scripted_service import ScriptedService
 from taught import taught_model
 
 from baleen.chat import Tokenizer, encode
 from baleen.server.settings import ServerSettings
+from browser import Browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

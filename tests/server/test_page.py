@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 
 import pytest
+
 from browser import ask, count, text_of, until_answered
 
 PAGE = files("baleen.server") / "page.html"

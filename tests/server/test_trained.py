@@ -12,11 +12,11 @@ import time
 
 import openai
 import pytest
-from browser import ask, text_of, until_answered
 from loopback import WEATHER
 from taught import CALL, CONTEXT, ENDLESS, FIRST, FOREVER, QUESTION, RESULT, SECOND
 
 from baleen.benchmarks.serve_process import PAGES_USED, served
+from browser import ask, text_of, until_answered
 
 RUNNING, GENERATED = "baleen_num_requests_running", "baleen_generation_tokens_total"
 NANO = os.environ.get("BALEEN_NANO")
