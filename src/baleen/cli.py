@@ -189,7 +189,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
         ("max-running", 64, "sequences at once (default: 64)"),
         ("max-waiting", 256, "sequences that wait, then 429 (default: 256)"),
         ("memory", None, "GiB for the cache (default: a quarter of what is free)"),
-        ("threads", None, "of the engine (default: all cores but one)"),
+        ("threads", None, "of the engine (default: all but one, two at least)"),
         ("request-seconds", 600.0, "longest request (default: 600)"),
         ("drain-seconds", 30.0, "for running requests after SIGTERM (default: 30)"),
     ):

@@ -233,8 +233,8 @@ def test_a_server_that_is_not_there_is_a_policy_error():
 
 
 def test_an_episode_out_of_time_frees_the_engine(model):
-    policy = engine_policy(model)
-    rules = Rules(EpisodeLimits(seconds=0.5, turns=1000))
+    policy = engine_policy(model, decode_seconds=0)
+    rules = Rules(EpisodeLimits(seconds=0.1, turns=1000))
     sampling = Sampling(max_tokens=CONTEXT - 100)
     policy.params = _endless(policy.params)
 

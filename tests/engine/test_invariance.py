@@ -100,6 +100,7 @@ options = st.fixed_dictionaries(
         "admit_every": st.sampled_from([1, 1, 3]),
         "drafts": st.booleans(),
         "prefill_share": st.sampled_from([None, None, 1.5]),
+        "decode_seconds": st.sampled_from([0, 1e-3, 1.0]),
     }
 )
 runs = st.builds(
@@ -252,7 +253,8 @@ def test_the_runs_above_preempt_share_pages_and_accept_drafts():
 def test_a_request_that_is_cancelled_after_its_pages_were_taken_has_its_trace(when):
     params = SamplingParams(max_tokens=MOST_SAMPLED, ignore_end=True, trace=True)
     crowd = [Request(tuple(BEGINNINGS[number % 2][:20]), replace(params, seed=number), 0) for number in range(6)]
-    engine = engine_of(Run(crowd, {"max_running": 6, "page_tokens": 4, "chunk_tokens": 3, "drafts": False}, 2, False))
+    options = {"max_running": 6, "page_tokens": 4, "chunk_tokens": 3, "drafts": False, "decode_seconds": 0}
+    engine = engine_of(Run(crowd, options, 2, warm=False))
     submitted = [engine.submit(each.prompt, each.params) for each in crowd]
     preempted = []
     while not preempted:

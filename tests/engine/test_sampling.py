@@ -60,7 +60,7 @@ def drawn(logits, ends=NO_ENDS, said=(), **params):
     """One draw from logits [V], after `said`."""
     sequence = Sequence(np.array([3], np.int32), SamplingParams(**params), 64, 16)
     for token in said:
-        sequence.append(token)
+        sequence.append(token, 0.0, None, 0)
     return sampler.draw(torch.as_tensor(logits, dtype=torch.float32)[None].clone(), [sequence], ends)[0]
 
 

@@ -14,7 +14,7 @@ from baleen.engine.engine import Engine
 from baleen.engine.params import EngineError, EngineOptions, SamplingParams
 from baleen.engine.recorder import Recorder
 from baleen.engine.runner import Span
-from baleen.engine.scheduler import FIRST_CHUNK, LEAST_CHUNK, Pace
+from baleen.engine.scheduler import CHUNK_SECONDS, FIRST_CHUNK, MOST_AHEAD, Pace
 from baleen.model.cache import LatentCache
 from tiny import tiny_model
 
@@ -237,46 +237,66 @@ def spans(decoding=0, prompts=()):
     return one + [Span(Decoding(), 0, np.zeros(tokens, np.int32), prompt=True) for tokens in prompts if tokens]
 
 
-def settle(pace, seconds_per_token, quiet=0.010, steps=200):
-    """Long prompts beside decoding, where a prompt's token takes so long; the step at the end."""
+def read_beside(pace, token_seconds, quiet=0.010):
+    """A long prompt beside decoding, where each of its tokens takes so long: how many times as long as alone decoding
+    took, and the prompt tokens of the last piece."""
     for _ in range(10):
         pace.observe(quiet, spans(2))
-    for _ in range(steps):
+    pace.observe(quiet + FIRST_CHUNK * token_seconds, spans(2, [FIRST_CHUNK]))
+    while pace.budget(decoding=2) == 0:  # what the first piece cost was not known
+        pace.observe(quiet, spans(2))
+    seconds, count, chunks = 0.0, 0, []
+    while len(chunks) < 30:
         tokens = pace.budget(decoding=2)
-        seconds = quiet + tokens * seconds_per_token
-        pace.observe(seconds, spans(2, [tokens]))
-    return quiet + pace.budget(decoding=2) * seconds_per_token
+        pace.observe(quiet + tokens * token_seconds, spans(2, [tokens]))
+        seconds, count = seconds + quiet + tokens * token_seconds, count + 1
+        chunks += [tokens] * (tokens > 0)
+    while pace.budget(decoding=2) == 0:
+        pace.observe(quiet, spans(2))
+        seconds, count = seconds + quiet, count + 1
+    return seconds / (count * quiet), chunks[-1]
 
 
-@given(st.floats(1.2, 4), st.floats(1e-6, 2e-4))
-def test_pace_settles_near_the_share_it_was_given(share, seconds_per_token):
-    pace = Pace(share, 2048)
-    seconds = settle(pace, seconds_per_token)
-    tokens = pace.budget(2)
-    assert seconds <= 0.010 * share * 1.2 or tokens == LEAST_CHUNK
-    assert seconds >= 0.010 * share * 0.6 or tokens == 2048
+@given(st.floats(1.2, 4), st.floats(1e-6, 2e-3), st.floats(1e-4, 0.1))
+def test_beside_prompts_decoding_takes_the_share_that_was_given_and_no_more(share, token_seconds, quiet):
+    took, chunk = read_beside(Pace(share, 2048, 0.004), token_seconds, quiet)
+    assert took <= share * 1.05
+    assert took >= share * 0.75 or chunk == 2048, "there is room for more of the prompt"
+
+
+@given(st.floats(1.2, 4), st.floats(1e-6, 1e-3), st.floats(1e-4, 2e-3))
+def test_pieces_of_a_prompt_are_worth_a_forward(share, token_seconds, quiet):
+    _, chunk = read_beside(Pace(share, 2048, 0.004), token_seconds, quiet)
+    wanted = min(2048, CHUNK_SECONDS / token_seconds)
+    assert 0.7 * wanted - 1 <= chunk <= 1.4 * wanted + 1
+
+
+def test_a_slow_prompt_is_read_token_by_token_and_paid_for():
+    pace = Pace(1.5, 2048, 0.004)
+    took, chunk = read_beside(pace, token_seconds=1.0)
+    assert chunk == 1
+    assert took <= 1.5 * 1.05
 
 
 def test_pace_without_a_share_or_without_anyone_decoding_is_the_whole_chunk():
-    assert Pace(None, 500).budget(decoding=9) == 500
-    assert Pace(1.5, 500).budget(decoding=0) == 500
-    assert Pace(1.5, 500).budget(decoding=1) == FIRST_CHUNK
-    assert Pace(1.5, 7).budget(decoding=1) == 7
+    assert Pace(None, 500, 0).budget(decoding=9) == 500
+    assert Pace(1.5, 500, 0).budget(decoding=0) == 500
+    assert Pace(1.5, 500, 0).budget(decoding=1) == FIRST_CHUNK
+    assert Pace(1.5, 7, 0).budget(decoding=1) == 7
 
 
-def test_pace_always_leaves_prompts_some_tokens():
-    pace = Pace(1.1, 2048)
-    settle(pace, seconds_per_token=1.0)
-    assert pace.budget(decoding=2) == LEAST_CHUNK
-    small = Pace(1.1, 5)
-    settle(small, seconds_per_token=1.0)
-    assert small.budget(decoding=2) == min(5, LEAST_CHUNK)
-
-
-def test_pace_learns_nothing_from_chunks_that_were_shorter_than_it_allows():
-    pace = Pace(2.0, 2048)
-    for _ in range(10):
-        pace.observe(0.010, spans(2))
-    for _ in range(200):
-        pace.observe(0.011, spans(2, [4]))
-    assert pace.budget(decoding=2) <= 2 * FIRST_CHUNK, "200 short prompts say nothing about long ones"
+def test_decoding_runs_ahead_for_the_seconds_that_are_given():
+    pace = Pace(None, 2048, 0.004)
+    assert pace.steps == 1, "nothing is known yet"
+    for _ in range(20):
+        pace.observe(0.002, spans(2), 4)
+    assert pace.steps == 8
+    for _ in range(20):
+        pace.observe(0.1, spans(2), 4)
+    assert pace.steps == 1
+    for _ in range(100):
+        pace.observe(1e-6, spans(2))
+    assert pace.steps == MOST_AHEAD
+    none = Pace(None, 2048, 0)
+    none.observe(1e-6, spans(2))
+    assert none.steps == 1

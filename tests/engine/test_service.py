@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -307,7 +308,7 @@ def test_weights_are_not_updated_under_running_requests(loop, service, models):
 
 
 def test_what_runs_goes_on_with_the_new_weights_and_says_so(loop, service, models):
-    params = SamplingParams(max_tokens=60, ignore_end=True, seed=4)
+    params = replace(LONG, seed=4)
 
     async def run():
         stream = service.submit(PROMPT, params)
@@ -321,14 +322,14 @@ def test_what_runs_goes_on_with_the_new_weights_and_says_so(loop, service, model
     generation = chunks[-1].generation
     versions = generation.trace.versions.tolist()
     changed = versions.index(version)
-    assert versions == [version - 1] * changed + [version] * (60 - changed)
-    assert 2 <= changed < 60
+    assert versions == [version - 1] * changed + [version] * (params.max_tokens - changed)
+    assert 2 <= changed < params.max_tokens
     assert service.info.version == version
     assert generation.tokens[:changed] == says(models, params).tokens[:changed]
     later = Engine(models[1][1], None, options())
     sequence = later.submit(PROMPT, params)
     for token in generation.tokens[:changed]:
-        sequence.append(token)
+        sequence.append(token, 0.0, None, 0)
     while later.busy:
         later.step()
     assert tuple(sequence.tokens) == generation.tokens

@@ -30,7 +30,8 @@ def folder(tmp_path_factory):
 def worker(folder):
     """A worker whose messages are in `told`, as (number, chunk)."""
     here, there = Pipe()
-    worker = Worker(there, folder, EngineOptions(max_running=4, max_tokens=128, page_tokens=8, threads=1))
+    options = EngineOptions(max_running=4, max_tokens=128, page_tokens=8, threads=1, decode_seconds=0)
+    worker = Worker(there, folder, options)
     worker.told = lambda: [news for _ in iter(here.poll, False) for news in here.recv()[1]]
     yield worker
     here.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from baleen.engine.engine import Engine
+from baleen.engine.params import EngineOptions, SamplingParams
 from baleen.model import compiled
 from baleen.model.cache import FlatView, LatentCache
+from baleen.ops import threads
 from tiny import tiny_model
 
 pytest.importorskip("numba")
@@ -100,9 +104,9 @@ def test_loops_compute_what_the_network_defines(changes):
     (loops, *_, kept), (plain, wanted, *_) = both_forms(model, [31, 1, 14, 26])
     assert_same(loops, plain)
     for layer, other in enumerate(wanted.layers[: model.config.num_hidden_layers]):
-        rows, index_k = kept.rows_of(layer)  # which has a dim of all keys side by side
+        rows, index_k = kept.cache.in_loops(layer)  # which has a dim of all keys of a page side by side
         np.testing.assert_allclose(rows, other.rows.flatten(0, 1), atol=1e-5, rtol=1e-5)
-        np.testing.assert_allclose(index_k.T, other.index_k.flatten(0, 1), atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(index_k.transpose(0, 2, 1), other.index_k, atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=25)
@@ -255,3 +259,27 @@ def test_a_forward_with_gradients_is_never_compiled():
     with torch.no_grad():
         assert model.context((1, 5), cache=view).compiled
         assert not model.context((1, 5), cache=view, sparse=False).compiled
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+def test_many_steps_in_one_loop_give_the_bits_of_single_forwards(changes, monkeypatch):
+    model = tiny_model(1, **changes)
+    draws = np.random.default_rng(3)
+    prompts = [draws.integers(2, 120, size=length).tolist() for length in (3, 31, 18, 1, 26)]
+    of_each = [(30, 1.0, ()), (25, 0.0, ()), (30, 0.7, tuple(range(2, 40))), (30, 1.3, (5,)), (1, 1.0, ())]
+    asked = [
+        SamplingParams(max_tokens=most, temperature=heat, seed=seed, stop_ids=stops, ignore_end=True, trace=True)
+        for seed, (most, heat, stops) in enumerate(of_each)
+    ]
+    # Where alternatives are asked for, every token has a forward of its own.
+    each_alone = [replace(one, top_logprobs=1) for one in asked]
+    singly = Engine(model, None, EngineOptions(max_tokens=64, page_tokens=4)).generate(prompts, each_alone)
+    monkeypatch.setattr(threads, "WORTH_THREADS", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    engine = Engine(model, None, EngineOptions(max_tokens=64, page_tokens=8, decode_seconds=1.0))
+    ahead = engine.generate(prompts, asked)
+    assert {one.finish_reason for one in ahead} == {"stop", "length"}
+    for one, other in zip(ahead, singly, strict=True):
+        assert (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)
+        for name in ("logprobs", "kept_ids", "kept_offsets", "experts", "selected"):
+            np.testing.assert_array_equal(getattr(one.trace, name), getattr(other.trace, name))

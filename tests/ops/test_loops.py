@@ -203,7 +203,8 @@ def paged(rng, lengths, page_tokens):
 
 def selected(q, weights, positions, owners, tables, page_tokens, index_k, most):
     out = np.full((len(q), most), -7, np.int32)
-    keys = np.ascontiguousarray(index_k.T)  # the cache keeps a dim of all keys side by side
+    pages = index_k.reshape(-1, page_tokens, index_k.shape[1])
+    keys = np.ascontiguousarray(pages.transpose(0, 2, 1))  # the cache keeps a dim of a page's keys side by side
     loops_attention.select(q, weights, positions, owners, tables, page_tokens, keys, out)
     return out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from baleen.agent.policy import Sampling
 from baleen.benchmarks.serve_prompts import conversations, random_prompts, tasks
 from baleen.chat.tokenizer import Tokenizer
 from baleen.engine.engine import Engine
-from baleen.engine.params import EngineOptions, SamplingParams
+from baleen.engine.params import EngineOptions, SamplingParams, default_threads
 from baleen.model.checkpoint import load_model
 from baleen.rl.rollout import RolloutWorker
 
@@ -27,7 +26,7 @@ WINDOW, MAX_TURNS = 1024, 6
 
 def _set_threads() -> int:
     """As many as the server's engine takes."""
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+    torch.set_num_threads(default_threads())
     return torch.get_num_threads()
 
 

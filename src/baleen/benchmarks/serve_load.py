@@ -120,7 +120,7 @@ async def _beside(
                 reading = asyncio.ensure_future(_seconds(address, _body(other, 1, 1)))
             if len(gaps["after"]) >= quiet:
                 break
-    if reading is None or not reading.done():
+    if reading is None or not gaps["after"]:
         raise RuntimeError("the stream ended before the long prompt was read: it needs more tokens")
     found = {phase: _spread(values) for phase, values in gaps.items() if values}
     return {**found, "prompt_seconds": reading.result(), "gaps": gaps}

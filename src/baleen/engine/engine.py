@@ -2,7 +2,8 @@
 
 Four nouns. A `Sequence` is one request; the `PagePool` shares, finds and evicts pages; the `Scheduler` chooses what a
 step runs; the `Runner` runs it as one flat list. `step` then samples one token for every sequence whose tokens are all
-in the cache, and with drafting perhaps a second one. A sequence's tokens and log-probabilities do not depend on what
+in the cache, and with drafting perhaps a second one; sequences of a small network that need no look at what they say
+decode some milliseconds in one compiled loop. A sequence's tokens and log-probabilities do not depend on what
 else is in the batch, on pages, chunks, cached prefixes, preemption or drafts: in fp32 on a CPU to the last bit.
 """
 
@@ -25,7 +26,7 @@ from baleen.engine.grammar import Grammar
 from baleen.engine.pages import PagePool
 from baleen.engine.params import MAX_SEED, EngineError, EngineOptions, SamplingParams
 from baleen.engine.recorder import Recorder
-from baleen.engine.runner import Forward, Runner
+from baleen.engine.runner import Forward, Runner, Span
 from baleen.engine.sampler import draw
 from baleen.engine.scheduler import Scheduler
 from baleen.engine.sequence import Generation, Sequence
@@ -178,15 +179,54 @@ class Engine:
 
     @torch.no_grad()
     def step(self, on_token: Callable[[Sequence, int], None] | None = None) -> list[Sequence]:
-        """One forward and the tokens that follow from it; returns the sequences that ended."""
+        """One forward and the tokens that follow from it, or several where all that runs may run ahead; returns the
+        sequences that ended."""
         began = time.perf_counter()
         spans = self.scheduler.plan()
         if not spans:
             return []
+        steps = self._decode(spans, on_token) if self._runs_ahead(spans) else self._forward(spans, on_token)
+        self.steps += steps
+        ended = [span.sequence for span in spans if span.sequence.finish_reason is not None]
+        for sequence in ended:
+            if sequence.generation is None:  # who was cancelled in `on_token` has one
+                self._finish(sequence)
+        self.scheduler.observe(time.perf_counter() - began, spans, steps)
+        return ended
+
+    def _runs_ahead(self, spans: list[Span]) -> bool:
+        """Whether all of these can go on for some tokens in one compiled loop."""
+        if not self.runner.compiled or self.drafts:
+            return False
+        return all(not span.prompt and span.sequence.runs_ahead for span in spans)
+
+    def _decode(self, spans: list[Span], on_token: Callable[[Sequence, int], None] | None) -> int:
+        """Some tokens for each; returns how many steps that was."""
+        sequences, most = [span.sequence for span in spans], self.scheduler.ahead(spans)
+        made = self.runner.decode(sequences, most, self.ends)
+        for sequence, count, tokens, logprobs in zip(
+            sequences, made.counts.tolist(), made.tokens.tolist(), made.logprobs.tolist(), strict=True
+        ):
+            greedy = sequence.params.temperature == 0
+            self.computed_tokens += count
+            for token, logprob in zip(tokens[:count], logprobs[:count], strict=True):
+                if sequence.finish_reason is not None:  # cancelled in `on_token`
+                    break
+                self.scheduler.computed(sequence, sequence.length)
+                sequence.append(token, logprob, np.array([token], np.int32) if greedy else None, self.version)
+                self.generated_tokens += 1
+                if on_token is not None:
+                    on_token(sequence, token)
+            else:
+                self._judge(sequence, tokens[count - 1])
+        return int(made.counts.max())
+
+    def _forward(self, spans: list[Span], on_token: Callable[[Sequence, int], None] | None) -> int:
+        """One forward of all spans, and a token for each that it completes, with drafts perhaps two."""
         done = self.runner.forward(spans)
-        self.steps += 1
         self.computed_tokens += sum(len(span.tokens) for span in spans)
-        self.scheduler.computed(spans)
+        for span in spans:
+            self.scheduler.computed(span.sequence, span.end - span.drafted)
         ready = [place for place, span in enumerate(done.spans) if span.completes]
         last = {place: done.first_row[place] + len(done.spans[place].tokens) - 1 for place in ready}
         self._sample(done, {place: last[place] - done.spans[place].drafted for place in ready}, on_token)
@@ -195,11 +235,7 @@ class Engine:
         self._sample(done, {place: last[place] for place in right}, on_token)
         if self.drafts:
             self._draft(done, {p: last[p] - (done.spans[p].drafted and p not in right) for p in ready})
-        ended = [done.spans[place].sequence for place in ready if done.spans[place].sequence.finish_reason is not None]
-        for sequence in ended:
-            self._finish(sequence)
-        self.scheduler.observe(time.perf_counter() - began, spans)
-        return ended
+        return 1
 
     def _budget(self) -> int:
         """Bytes that the cache may take."""
@@ -230,10 +266,7 @@ class Engine:
         sequences = [done.spans[place].sequence for place in rows]
         logits = self.runner.logits(done.hidden, list(rows.values()))
         for sequence, drawn in zip(sequences, draw(logits, sequences, self.ends), strict=True):
-            sequence.append(drawn.token)
-            sequence.logprobs.append(drawn.logprob)
-            sequence.kept.append(drawn.kept)
-            sequence.versions.append(self.version)
+            sequence.append(drawn.token, drawn.logprob, drawn.kept, self.version)
             if sequence.params.top_logprobs:
                 sequence.top.append(drawn.top)
             self.generated_tokens += 1
@@ -257,7 +290,6 @@ class Engine:
 
     def _judge(self, sequence: Sequence, token: int) -> None:
         """Whether the sequence ends with this token."""
-        params = sequence.params
         if sequence.matcher is not None:
             try:
                 sequence.matcher.advance(token)
@@ -266,12 +298,12 @@ class Engine:
                 return
         if sequence.text is not None:
             sequence.text.feed((token,))
-        at_end = token in params.stop_ids or (token in self.ends and not params.ignore_end)
+        at_end = token in sequence.ends(self.ends)
         text_ends = sequence.text is not None and sequence.text.stopped is not None
         grammar_ends = sequence.matcher is not None and sequence.matcher.finished
         if at_end or text_ends or grammar_ends:
             sequence.finish_reason = "stop"
-        elif sequence.is_full:
+        elif not sequence.room:
             sequence.finish_reason = "length"
 
     def _accept(self, done: Forward, place: int) -> bool:
@@ -283,8 +315,7 @@ class Engine:
         self.drafted_tokens += 1
         if sequence.finish_reason is not None or span.tokens[-1] != sequence.ids[-1]:
             return False
-        sequence.computed += 1
-        self.scheduler.register(sequence)
+        self.scheduler.computed(sequence, sequence.computed + 1)
         self.accepted_tokens += 1
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 from baleen.chat.grammar import GrammarSpec
@@ -132,11 +133,16 @@ class EngineOptions:
     prefill_share: float | None = None
     """Prompts may make a step of those that are decoding at most so many times longer; None prefills at full speed."""
 
+    decode_seconds: float = 0.01
+    """Where compiled loops run the network, sequences decode about so long before anything else is looked at: requests
+    that came or went, what streams are to be told. 0 looks after every token."""
+
     drafts: bool = False
     """Draft with the model's multi-token-prediction layer; the tokens stay the same."""
 
     threads: int | None = None
-    """Of the engine's process, where it has one of its own; None leaves one core for the server."""
+    """Of the engine's process, where it has one of its own; None leaves one core for the server where there are more
+    than two."""
 
     dtype: str = "float32"
     """Of the parameters that an engine's process loads: float32 or bfloat16."""
@@ -153,7 +159,14 @@ class EngineOptions:
             _require(value is None or value >= 1, name, value, "at least 1, or None")
         share = self.prefill_share
         _require(share is None or share > 1, "prefill_share", share, "above 1, or None")
+        _require(self.decode_seconds >= 0, "decode_seconds", self.decode_seconds, "0 or more")
         _require(self.dtype in ("float32", "bfloat16"), "dtype", self.dtype, "float32 or bfloat16")
+
+
+def default_threads() -> int:
+    """What `EngineOptions.threads` comes to when it is None."""
+    cores = len(os.sched_getaffinity(0))
+    return max(cores - 1, min(cores, 2))
 
 
 def _require(holds: bool, name: str, value: object, what: str) -> None:

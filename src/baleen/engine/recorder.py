@@ -10,9 +10,7 @@ from torch import Tensor
 
 from baleen.engine.sequence import Sequence
 from baleen.engine.trace import Records
-from baleen.model.cache import FlatView
 from baleen.model.config import ModelConfig
-from baleen.model.network import Output
 
 SHORT = 1 << 15
 """Positions that fit 16 bits."""
@@ -33,12 +31,11 @@ class Recorder:
         experts, selected, dtype = _shapes(config, max_tokens)
         return 2 * experts[0] * experts[1] + (dtype.itemsize * selected[0] * selected[1] if config.sparse else 0)
 
-    def record(self, view: FlatView, out: Output) -> None:
-        """Keeps the decisions of one forward."""
-        if self.experts is not None:
-            self._keep(self.experts, view, out.experts)
-        if self.selected is not None:
-            self._keep(self.selected, view, [each for each in out.selected if each is not None])
+    def record(self, places: Tensor, experts: Tensor, selected: Tensor) -> None:
+        """Keeps what the tokens of rows `places` [M] decided: experts [M, moe layers, K], selected [M, layers, K]."""
+        for record, made in ((self.experts, experts), (self.selected, selected)):
+            if record is not None:
+                record.flatten(0, 1).index_copy_(0, places, made.to(record.dtype))
 
     def of(self, sequence: Sequence) -> Records:
         """What is known of a sequence that was admitted: what its pages hold, or what it kept of earlier ones while
@@ -49,11 +46,6 @@ class Recorder:
         return Records(
             tokens, self._read(self.experts, sequence.pages, tokens), self._read(self.selected, sequence.pages, tokens)
         )
-
-    @staticmethod
-    def _keep(record: Tensor, view: FlatView, layers: list[Tensor]) -> None:
-        made = torch.stack([layer[0] for layer in layers], dim=1).to(record.dtype)
-        record.flatten(0, 1).index_copy_(0, view.places, made)
 
     @staticmethod
     def _read(record: Tensor | None, pages: list[int], tokens: int) -> NDArray | None:

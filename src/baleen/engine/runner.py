@@ -21,6 +21,7 @@ from baleen.engine.recorder import Recorder
 from baleen.engine.sequence import Sequence
 from baleen.model.cache import FlatView, LatentCache
 from baleen.model.compiled import CompiledNetwork, takes_loops
+from baleen.model.decoding import Decoded, DecodingLoop
 from baleen.model.network import Model
 from baleen.ops.invariance import row_padding
 
@@ -65,6 +66,7 @@ class Runner:
     def __init__(self, model: Model, cache: LatentCache, recorder: Recorder | None) -> None:
         self.model, self.cache, self.recorder = model, cache, recorder
         self.compiled = takes_loops(model)
+        self.decoding = DecodingLoop(model, cache)
 
     def forward(self, spans: Many[Span]) -> Forward:
         """Forwards all spans at once; what is left in the cache are their rows and records."""
@@ -94,8 +96,34 @@ class Runner:
         flat = FlatView(self.cache, rectangles, compiled=self.compiled)
         out = self.model(torch.from_numpy(np.concatenate(ids)).unsqueeze(0), cache=flat, logits=False)
         if self.recorder is not None:
-            self.recorder.record(flat, out)
+            self.recorder.record(flat.places, _joined(out.experts), _joined(out.selected))
         return Forward(out.hidden[0], flat, ordered, first_row)
+
+    def decode(self, sequences: Many[Sequence], most: Many[int], ends: frozenset[int]) -> Decoded:
+        """Decodes up to `most` tokens of each sequence, whose newest token is all that is not in the cache yet; what is
+        left there are the rows and records of what was forwarded."""
+        starts = np.array([sequence.computed for sequence in sequences], dtype=np.int64)
+        table = self._table(sequences, int(starts.max()) + max(most), len(sequences))
+        uniform = np.zeros((len(sequences), max(most)))
+        for row, sequence in enumerate(sequences):
+            uniform[row, : most[row]] = sequence.uniforms[sequence.sampled : sequence.sampled + most[row]]
+        made = self.decoding.run(
+            np.array([sequence.ids[-1] for sequence in sequences], dtype=np.int64),
+            starts,
+            table,
+            np.array(most, dtype=np.int64),
+            _padded([sequence.ends(ends) for sequence in sequences]),
+            np.array([sequence.params.temperature for sequence in sequences], dtype=np.float32),
+            uniform,
+            records=self.recorder is not None,
+        )
+        if self.recorder is not None:
+            rows, steps = np.nonzero(np.arange(max(most)) < made.counts[:, None])
+            page, place = np.divmod(starts[rows] + steps, self.cache.page_tokens)
+            places = torch.from_numpy(table[rows, page] * self.cache.page_tokens + place)
+            experts, selected = (torch.from_numpy(each[rows, steps]) for each in (made.experts, made.selected))
+            self.recorder.record(places, experts, selected)
+        return made
 
     def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """fp32 logits [len(rows), V] of some rows of hidden [M, D]."""
@@ -125,14 +153,33 @@ class Runner:
         ones."""
         rows = len(group) + padding
         starts = np.array([span.start for span in group] + [0] * padding, dtype=np.int64)
-        longest = int(starts.max()) + width
-        table = np.zeros((rows, -(-longest // self.cache.page_tokens)), dtype=np.int64)
+        table = self._table([span.sequence for span in group], int(starts.max()) + width, rows)
         tokens = np.zeros((rows, width), dtype=np.int64)
         for row, span in enumerate(group):
-            pages = span.sequence.pages[: table.shape[1]]
-            table[row, : len(pages)] = pages
             tokens[row, : len(span.tokens)] = span.tokens
         return (table, starts[:, None] + np.arange(width)), tokens.reshape(-1)
+
+    def _table(self, sequences: Many[Sequence], length: int, rows: int) -> NDArray[np.int64]:
+        """[rows, P] the pages of each sequence's first `length` tokens; scratch where it has none."""
+        table = np.zeros((rows, -(-length // self.cache.page_tokens)), dtype=np.int64)
+        for row, sequence in enumerate(sequences):
+            pages = sequence.pages[: table.shape[1]]
+            table[row, : len(pages)] = pages
+        return table
+
+
+def _joined(layers: Many[Tensor | None]) -> Tensor:
+    """[M, layers, K] of the layers' [1, M, K], those left out that have none."""
+    some = [each[0] for each in layers if each is not None]
+    return torch.stack(some, dim=1) if some else torch.empty(0)
+
+
+def _padded(lists: Many[Many[int]]) -> NDArray[np.int64]:
+    """[B, longest], -1 behind."""
+    made = np.full((len(lists), max(map(len, lists))), -1, dtype=np.int64)
+    for row, each in enumerate(lists):
+        made[row, : len(each)] = each
+    return made
 
 
 def _width(group: list[Span]) -> int:

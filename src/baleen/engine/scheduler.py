@@ -18,13 +18,14 @@ from baleen.engine.recorder import Recorder
 from baleen.engine.runner import Span
 from baleen.engine.sequence import Sequence
 
-LEAST_CHUNK = 1
-"""Tokens of a prompt that go into a step, however long the step gets."""
-
 FIRST_CHUNK = 64
+"""Tokens of a prompt beside decoding, before it is known what they cost."""
 
-QUIET_EVERY = 8
-"""Of so many steps beside decoding one takes no prompt: what a quiet step costs changes while a long prompt is read."""
+CHUNK_SECONDS = 0.008
+"""What a piece of a prompt beside decoding takes at least, about: many small ones cost more."""
+
+MOST_AHEAD = 64
+"""Tokens that a sequence may decode between two looks at what else there is to do."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,13 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.preemptions = 0
         self.admits = True
-        self._steps = 0
         self._coming: set[Key] = set()
-        self._pace = Pace(options.prefill_share, options.chunk_tokens)
+        self._pace = Pace(options.prefill_share, options.chunk_tokens, options.decode_seconds)
+        self._steps = 0  # since requests could be admitted
 
     def plan(self) -> list[Span]:
         """The spans of the next forward; empty when nothing waits or runs."""
-        # Counted from the last time that nothing ran, so that a run which is taken up again does the same.
-        self._steps = self._steps + 1 if self.running else 0
+        may_admit = not self.running or self._steps >= self.options.admit_every
         spans = []
         for sequence in list(self.running):
             if sequence.waiting_tokens == 1 and sequence.pages:
@@ -68,7 +68,8 @@ class Scheduler:
             if sequence.waiting_tokens > 1 and budget > 0:
                 spans.append(self._chunk(sequence, budget))
                 budget -= len(spans[-1].tokens)
-        if self._steps % self.options.admit_every == 0:
+        if may_admit:
+            self._steps = 0
             for sequence in self._admissible():
                 if budget <= 0 or len(self.running) >= self.options.max_running:
                     break
@@ -82,28 +83,29 @@ class Scheduler:
                 budget -= len(spans[-1].tokens)
         return spans
 
-    def computed(self, spans: list[Span]) -> None:
-        """Says that the spans were forwarded; their full pages can be found from now on."""
-        for span in spans:
-            sequence = span.sequence
-            sequence.computed = span.end - span.drafted
-            if sequence.records is not None and sequence.records.tokens <= sequence.computed:
-                sequence.records = None
-            self.register(sequence)
-
-    def observe(self, seconds: float, spans: list[Span]) -> None:
-        """Says how long the step took."""
-        self._pace.observe(seconds, spans)
-
-    def register(self, sequence: Sequence) -> None:
-        """Makes the full pages of what is computed known."""
-        full = sequence.computed // sequence.page_tokens
+    def computed(self, sequence: Sequence, tokens: int) -> None:
+        """Says that so many of its tokens are in the cache; its full pages can be found from now on."""
+        sequence.computed = tokens
+        if sequence.records is not None and sequence.records.tokens <= tokens:
+            sequence.records = None
+        full = tokens // sequence.page_tokens
         if full > sequence.registered:
             keys = sequence.page_keys(full)
             for place in range(sequence.registered, full):
                 self.pool.register(sequence.pages[place], keys[place])
                 self._coming.discard(keys[place])
             sequence.registered = full
+
+    def ahead(self, spans: list[Span]) -> list[int]:
+        """How many tokens each decoding sequence may sample before anything else is looked at; the pages for them are
+        taken where there are any."""
+        steps = self._pace.steps
+        return [self._reserve(span.sequence, min(steps, span.sequence.room)) for span in spans]
+
+    def observe(self, seconds: float, spans: list[Span], steps: int = 1) -> None:
+        """Says how long it took: one step of all spans, or some of decoding alone."""
+        self._steps += steps
+        self._pace.observe(seconds, spans, steps)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is; its pages are free."""
@@ -135,6 +137,13 @@ class Scheduler:
                 return False
         sequence.hold([self.pool.take() for _ in range(missing)])
         return True
+
+    def _reserve(self, sequence: Sequence, tokens: int) -> int:
+        """Takes pages for so many more tokens, as far as there are any; for how many it has some now. The last one
+        needs none, as it is not computed yet."""
+        missing = -(-(sequence.length + tokens - 1) // sequence.page_tokens) - len(sequence.pages)
+        sequence.hold([self.pool.take() for _ in range(min(missing, self.pool.available))])
+        return min(tokens, len(sequence.pages) * sequence.page_tokens - sequence.length + 1)
 
     def _admissible(self) -> list[Sequence]:
         """Those waiting that have a place, in order, as long as there are any."""
@@ -184,34 +193,58 @@ class Scheduler:
 
 
 class Pace:
-    """How many prompt tokens a step takes beside decoding, so that it lasts at most `share` times a quiet step.
+    """How much of a prompt is read beside decoding, so that decoding takes at most `share` times as long as alone; and
+    how many steps of decoding make up `seconds`.
 
-    What is computed does not depend on it, only when.
+    A piece of a prompt is a debt, and decoding without one pays it: as long as there is any, no prompt is read. What is
+    computed does not depend on it, only when.
     """
 
-    def __init__(self, share: float | None, most: int) -> None:
-        self.share, self.most = share, most
-        self.tokens = float(min(FIRST_CHUNK, most))
-        self.quiet: float | None = None
-        self._steps = 0
+    def __init__(self, share: float | None, most: int, seconds: float) -> None:
+        self.share, self.most, self.seconds = share, most, seconds
+        self.quiet = 0.0
+        """Seconds of a step that reads no prompt."""
+
+        self.debt = 0.0
+        self._token_seconds = 0.0  # of a prompt
+
+    @property
+    def steps(self) -> int:
+        """Steps of decoding in a row; with a debt no more than pay it."""
+        if not self.quiet:
+            return 1
+        seconds = self.seconds
+        if self.share is not None and self.debt > 0:
+            seconds = min(seconds, self.debt / (self.share - 1) + self.quiet)
+        return max(1, min(MOST_AHEAD, int(seconds / self.quiet)))
 
     def budget(self, decoding: int) -> int:
         """Prompt tokens of the next step."""
         if self.share is None or not decoding:
             return self.most
-        self._steps += 1
-        return int(self.tokens) if self._steps % QUIET_EVERY else 0
+        if self.debt > 0:
+            return 0
+        if not self._token_seconds:
+            return min(FIRST_CHUNK, self.most)
+        seconds = max(CHUNK_SECONDS, (self.share - 1) * self.quiet)
+        return max(1, min(self.most, int(seconds / self._token_seconds)))
 
-    def observe(self, seconds: float, spans: list[Span]) -> None:
-        """Learns from a step."""
-        prompts = [span for span in spans if span.prompt]
-        decoding, prefilled = len(spans) - len(prompts), len(prompts)
+    def observe(self, seconds: float, spans: list[Span], steps: int = 1) -> None:
+        """Learns from so many steps of these spans."""
+        tokens = sum(len(span.tokens) for span in spans if span.prompt)
+        decoding = not all(span.prompt for span in spans)
+        if not tokens:
+            self.quiet = _average(self.quiet, seconds / steps)
         if self.share is None or not decoding:
             return
-        if not prefilled:
-            self.quiet = seconds if self.quiet is None else 0.9 * self.quiet + 0.1 * seconds
-        elif self.quiet is not None:
-            if seconds > self.share * self.quiet:
-                self.tokens = max(LEAST_CHUNK, self.tokens * 0.7)
-            elif sum(len(span.tokens) for span in prompts) >= int(self.tokens):
-                self.tokens = min(self.most, max(self.tokens * 1.1, self.tokens + 0.1))
+        surplus = max(seconds - self.quiet, 0.0) if tokens else 0.0
+        if tokens:
+            self._token_seconds = _average(self._token_seconds, surplus / tokens)
+        # What is paid too much counts for the next piece, but no more than a step's worth.
+        least = -(self.share - 1) * self.quiet
+        self.debt = max(self.debt + surplus - (self.share - 1) * (seconds - surplus), least)
+
+
+def _average(known: float, new: float) -> float:
+    """Follows within a few steps."""
+    return 0.7 * known + 0.3 * new if known else new

@@ -134,18 +134,30 @@ class Sequence:
     @property
     def can_draft(self) -> bool:
         """Whether there is room for the next token and a draft of the one behind it."""
-        return self.finish_reason is None and self.length + 1 < len(self._all)
+        return self.finish_reason is None and self.room > 1
 
     @property
-    def is_full(self) -> bool:
-        """Whether no further token fits."""
-        return self.length >= len(self._all)
+    def room(self) -> int:
+        """Tokens that may still be sampled."""
+        return len(self._all) - self.length
 
-    def append(self, token: int) -> None:
-        """One more sampled token."""
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether tokens can be sampled one after the other without a look at what they say."""
+        return self.plain and self.text is None
+
+    def ends(self, of_model: frozenset[int]) -> list[int]:
+        """The tokens that end it, its model's own among them."""
+        return [*self.params.stop_ids, *(() if self.params.ignore_end else of_model)]
+
+    def append(self, token: int, logprob: float, kept: NDArray[np.int32] | None, version: int) -> None:
+        """One more sampled token, with its log-probability, its kept set and the version of the weights."""
         self._all[self.length] = token
         self.length += 1
         self.unsent += 1
+        self.logprobs.append(logprob)
+        self.kept.append(kept)
+        self.versions.append(version)
         if self.params.shifts:
             self.counts[token] = self.counts.get(token, 0) + 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -11,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from baleen.engine.params import EngineError, EngineOptions, SamplingParams
+from baleen.engine.params import EngineError, EngineOptions, SamplingParams, default_threads
 from baleen.engine.sequence import Sequence
 from baleen.engine.service import Chunk, ModelInfo, PauseMode
 
@@ -41,7 +40,7 @@ class Worker:
         from baleen.engine.engine import Engine
         from baleen.model.checkpoint import load_model
 
-        torch.set_num_threads(options.threads or max(1, len(os.sched_getaffinity(0)) - 1))
+        torch.set_num_threads(options.threads or default_threads())
         self.connection = connection
         self.engine = Engine(load_model(path, getattr(torch, options.dtype)), Tokenizer.load(path), options)
         self.numbers: dict[Sequence, int] = {}

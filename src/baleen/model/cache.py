@@ -48,6 +48,13 @@ class LatentCache:
             for widths in _widths(config, drafts)
         ]
 
+    def in_loops(self, layer: int) -> tuple[NDArray, NDArray]:
+        """Rows [N, W] and index keys of a layer as arrays. Loops keep a page's index keys with their dims first,
+        [pages, D, page_tokens], in the same memory: a cache is read by the form that wrote it."""
+        kept = self.layers[layer]
+        keys = kept.index_k.view(self.pages, kept.index_k.shape[-1], self.page_tokens)
+        return kept.rows.flatten(0, 1).numpy(), keys.numpy()
+
     @staticmethod
     def token_bytes(config: ModelConfig, dtype: torch.dtype, *, drafts: bool = False) -> int:
         """Bytes that one token takes in all layers."""
@@ -178,14 +185,6 @@ class FlatView(_View):
         self.positions_array = every
         self.places_array = self.tables[self.owners, page] * cache.page_tokens + place
         self.positions, self.places = torch.from_numpy(every).unsqueeze(0), torch.from_numpy(self.places_array)
-
-    def rows_of(self, layer: int) -> tuple[NDArray, NDArray]:
-        """Rows [N, W] and index keys of the whole cache as arrays. Loops keep index keys with their dims first, [D, N],
-        in the same memory: a cache is read by the form that wrote it."""
-        kept = self.cache.layers[layer]
-        return kept.rows.flatten(0, 1).numpy(), kept.index_k.view(
-            kept.index_k.shape[-1], self.cache.pages * self.cache.page_tokens
-        ).numpy()
 
     @cached_property
     def tables(self) -> NDArray[np.int64]:

@@ -29,6 +29,7 @@ from baleen.ops.threads import in_threads
 
 if TYPE_CHECKING:
     from baleen.model.network import Layer, Model
+    from baleen.ops.loops_decode import Constants
 
 WIDEST = 512
 """Hidden size up to which loops beat the matrix library: wider layers spend their time in the products themselves."""
@@ -82,6 +83,9 @@ class CompiledNetwork:
         self.head = _array(model.lm_head.weight)
         self.layers = [_CompiledLayer(cast("Layer", layer), config) for layer in model.layers]
         self.shared = [config.index_shared(layer) for layer in range(config.num_hidden_layers)]
+        # Multiplications of a decoded token, and for every token before it.
+        self.token_work = self.head.size + sum(layer.work_before + layer.work_after for layer in self.layers)
+        self.key_work = sum(len(layer.index[0]) for layer in self.layers if layer.indexed)
         if model.mtp is not None:
             self.second = _CompiledLayer(model.mtp.layer, config)
             self.second_norms = _arrays(model.mtp.enorm.weight, model.mtp.hnorm.weight, model.mtp.norm.weight)
@@ -97,6 +101,14 @@ class CompiledNetwork:
         if kept is None or kept.model() is not model or kept.addresses != _addresses(kept.places):
             kept = model.__dict__["_compiled"] = cls(model)
         return kept
+
+    def constants(self) -> Constants:
+        """What all layers have in common."""
+        from baleen.ops.loops_decode import Constants
+
+        layer = self.layers[0]
+        own = layer.heads, layer.nope, layer.scale, layer.eps, EPS, *layer.rope
+        return Constants._make((*own, *next((each.routing for each in self.layers if each.routed), NO_ROUTING)))
 
     def forward(self, ids: NDArray[np.int64], view: FlatView, cos: NDArray, sin: NDArray) -> Result:
         """ids [M], cos and sin [M, R/2]."""
@@ -179,6 +191,12 @@ class _CompiledLayer:
         after = [self.o_proj, self.kv_b, *self.dense, *(each[0] for each in self.routed[2:])]
         self.work_after = 4 * sum(each.size for each in after)
 
+    def arrays(self) -> tuple[NDArray | None, ...]:
+        """All parameters as `loops_decode.ARRAYS` names them."""
+        index = self.index if self.indexed else (None,) * len(self.index)
+        dense = self.dense if self.has_dense else (None,) * len(self.dense)
+        return *self.norms, *self.latent, *index, self.kv_b, self.o_proj, *dense, *(self.routed or (None,) * 4)
+
     def run(
         self, x: NDArray, view: FlatView, cos: NDArray, sin: NDArray, selected: NDArray[np.int32] | None
     ) -> tuple[NDArray, NDArray[np.int64] | None, NDArray[np.int32]]:
@@ -186,7 +204,7 @@ class _CompiledLayer:
         from baleen.ops import loops_layer as loops
 
         tokens, routed = len(x), bool(self.routed)
-        rows, index_k = view.rows_of(self.number)
+        rows, index_k = view.cache.in_loops(self.number)
         q = np.empty((tokens, len(self.latent[2])), np.float32)
         asked = np.empty((tokens, len(self.index[0])), np.float32)
         shares = np.empty((tokens, len(self.index[4])), np.float32)
@@ -221,6 +239,8 @@ class _CompiledLayer:
         in_threads(after, tokens, tokens * (self.work_after + (asked.shape[1] * view.length if indexed else 0)))
         return out, experts, chosen
 
+
+NO_ROUTING = (1, 1, np.float32(1), False)
 
 _MATRIX, _VECTOR = np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
 """Stand where a layer has none, as loops take arrays of one kind."""

@@ -167,7 +167,7 @@ class Model(nn.Module):
         if position_ids is None:
             position_ids = seen.positions
         if isinstance(cache, FlatView):
-            cos, sin = self._rotations.at(position_ids, cache.length, self.frequencies, self.rotary_factor)
+            cos, sin = (table[position_ids] for table in self.rotations(cache.length))
         else:
             cos, sin = rotary_table(position_ids, self.frequencies, self.rotary_factor)
         return AttentionContext(
@@ -236,6 +236,10 @@ class Model(nn.Module):
         if logits:
             out.logits = self.lm_head(out.hidden).float()
         return out
+
+    def rotations(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [length or more, R/2] of the first positions."""
+        return self._rotations.first(length, self.frequencies, self.rotary_factor)
 
     def _run_compiled(self, input_ids: Tensor, context: AttentionContext, logits: bool) -> Output:
         """The same for a flat list [1, M] of a small network, in compiled loops."""

@@ -55,12 +55,12 @@ class RotaryCache:
     def __init__(self) -> None:
         self.cos = self.sin = torch.empty(0, 0)
 
-    def at(self, positions: Tensor, length: int, frequencies: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-        """As `rotary_table` for positions [B, S] below `length`."""
+    def first(self, length: int, frequencies: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        """`rotary_table` of the first positions, [length or more, R/2]."""
         if self.cos.shape[0] < length or self.cos.device != frequencies.device:
             every = torch.arange(max(length, 2 * self.cos.shape[0]), device=frequencies.device)
             self.cos, self.sin = rotary_table(every, frequencies, factor)
-        return self.cos[positions], self.sin[positions]
+        return self.cos, self.sin
 
 
 def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

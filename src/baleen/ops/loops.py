@@ -17,6 +17,8 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
 
 FAST = frozenset({"reassoc", "contract", "arcp", "nsz"})
 """What the compiler may do: sum in vectors, fuse multiply and add. Not: assume that there is no infinity."""
@@ -53,9 +55,23 @@ def _folder() -> str:
 loop, ordered, inlined = compiling(FAST), compiling(AS_WRITTEN), compiling(FAST, inline="always")
 
 
+def _mark_whole(_: Any) -> Any:
+    def build(context: Any, builder: Any, *__: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.none(), build
+
+
+stays_whole: Any = intrinsic(_mark_whole)
+"""Called in a loop, it keeps that loop from being merged into those that call it. Merged, it runs through other
+instructions in each of them, which are slower by far where the compiler loses sight of what does not overlap."""
+
+
 @loop
 def product(x: Any, weight: Any, out: Any) -> None:
     """out [M, N] = x [M, K] weight [N, K]^T."""
+    stays_whole()
     rows, depth = x.shape
     outputs = weight.shape[0]
     for n in range(0, outputs, 2):
@@ -82,6 +98,7 @@ def product(x: Any, weight: Any, out: Any) -> None:
 @loop
 def norm_rows(x: Any, weight: Any, eps: Any, out: Any) -> None:
     """Root mean square norm of every row; out may be x."""
+    stays_whole()
     rows, width = x.shape
     for m in range(rows):
         values, made = x[m], out[m]
@@ -96,6 +113,7 @@ def norm_rows(x: Any, weight: Any, eps: Any, out: Any) -> None:
 @loop
 def rotate(values: Any, cos: Any, sin: Any, interleaved: bool, space: Any) -> None:
     """Rotates one head's rope dims [R] in place; the result is in half-split order. space [R]."""
+    stays_whole()
     half = values.shape[0] // 2
     for i in range(half):
         if interleaved:
@@ -132,34 +150,36 @@ def silu(x: Any) -> Any:
 def sample(logits: Any, temperature: Any, uniform: Any, tokens: Any, logprobs: Any) -> None:
     """Of each row [V], the first token whose cumulative probability passes the uniform number, and its log-probability;
     the most likely one, with 0, where the temperature is 0. logits are changed."""
+    stays_whole()
     rows, count = logits.shape
+    likely = np.empty(count, F)
     for m in range(rows):
-        row = logits[m]
-        best = 0
+        row, best, total, passed = logits[m], 0, 0.0, 0.0
         for i in range(count):
             if row[i] > row[best]:
                 best = i
         tokens[m], logprobs[m] = best, F(0)
         if temperature[m] == F(0):
             continue
-        highest, share, total = row[best], F(1) / temperature[m], 0.0
-        chosen = (row[best] - highest) * share
+        highest, share = row[best], F(1) / temperature[m]
         for i in range(count):
             row[i] = (row[i] - highest) * share
+            likely[i] = exponential(row[i]) if row[i] > F(-87) else F(0)
         for i in range(count):
-            total += np.float64(exponential(row[i])) if row[i] > F(-87) else 0.0
-        target, passed = uniform[m] * total, 0.0
+            total += np.float64(likely[i])
+        target = uniform[m] * total
         for i in range(count):
-            passed += np.float64(exponential(row[i])) if row[i] > F(-87) else 0.0
+            passed += np.float64(likely[i])
             if passed > target:
-                tokens[m], chosen = i, row[i]
+                tokens[m] = i
                 break
-        logprobs[m] = chosen - F(math.log(total))
+        logprobs[m] = row[tokens[m]] - F(math.log(total))
 
 
 @loop
 def swiglu(x: Any, gate: Any, up: Any, down: Any, out: Any) -> None:
     """out [M, D] = down(silu(gate x) * up x)."""
+    stays_whole()
     rows, width = x.shape[0], gate.shape[0]
     inner, other = np.empty((rows, width), F), np.empty((rows, width), F)
     product(x, gate, inner)
@@ -176,6 +196,7 @@ def route(
 ) -> None:
     """Sigmoid scores, the best groups by their two best biased scores, the best experts of these; ties to the lower
     index. experts [M, K] int64 and weights [M, K] are written."""
+    stays_whole()
     rows, count = logits.shape
     size, taken = count // groups, experts.shape[1]
     scores, choice, group_scores = np.empty(count, F), np.empty(count, F), np.empty(groups, F)
@@ -217,6 +238,7 @@ def route(
 @loop
 def run_experts(x: Any, experts: Any, weights: Any, gate_up: Any, down: Any, out: Any) -> None:
     """out [M, D] = sum_k weights[m, k] down_e(silu(gate_e x_m) * up_e x_m) with e = experts[m, k]."""
+    stays_whole()
     rows, taken = experts.shape
     hidden, width = x.shape[1], down.shape[2]
     mixed = np.empty((rows, taken, hidden), F)

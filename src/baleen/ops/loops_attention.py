@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from baleen.ops.loops import LOWEST, F, exponential, loop, norm_rows, ordered, product, rotate
+from baleen.ops.loops import LOWEST, F, exponential, loop, norm_rows, ordered, product, rotate, stays_whole
 
-RUN = 1024
-"""Keys scored at once, about: their dims stay in the processor's first cache."""
+TOGETHER = 8
+"""Tokens that score a page one after the other while it is in the processor's first cache."""
 
 
 @loop
@@ -48,9 +48,9 @@ def project_index(
     x: Any, latent: Any, wq_b: Any, wk: Any, norm_weight: Any, norm_bias: Any, weights_proj: Any, eps: Any, cos: Any,
     sin: Any, interleaved: bool, places: Any, index_k: Any, q: Any, weights: Any,
 ) -> None:  # fmt: skip
-    """The index queries [M, I D] and weights [M, I] with their scales; writes the tokens' index keys [D, .]."""
+    """The index queries [M, I D] and weights [M, I] with their scales; writes the tokens' index keys [., D, .]."""
     tokens, half = cos.shape
-    dims, heads = index_k.shape[0], weights.shape[1]
+    dims, heads = index_k.shape[1], weights.shape[1]
     space = np.empty(2 * half, F)
     keys = np.empty((tokens, dims), F)
     product(latent, wq_b, q)
@@ -69,7 +69,8 @@ def project_index(
         for i in range(dims):
             key[i] = (key[i] - mean) * share * norm_weight[i] + norm_bias[i]
         rotate(key[: 2 * half], cos[m], sin[m], interleaved, space)
-        index_k[:, places[m]] = key
+        page, slot = divmod(places[m], index_k.shape[2])
+        index_k[page, :, slot] = key
         for head in range(heads):
             rotate(q[m, head * dims : head * dims + 2 * half], cos[m], sin[m], interleaved, space)
             weights[m, head] *= scale
@@ -80,69 +81,81 @@ def select(
     q: Any, weights: Any, positions: Any, owners: Any, tables: Any, page_tokens: int, index_k: Any, selected: Any
 ) -> None:
     """The best positions [M, K] of what each token sees, ascending, -1 behind: the higher score first, then the lower
-    position."""
+    position. Tokens of one sequence that follow each other score a page together, as long as it is near."""
+    stays_whole()
     tokens, most = selected.shape
-    dims, heads = index_k.shape[0], weights.shape[1]
+    dims, heads = index_k.shape[1], weights.shape[1]
     longest = 0
     for m in range(tokens):
         longest = max(longest, positions[m] + 1)
-    dots = np.empty(RUN + page_tokens, F)
-    scores, bits, hits = np.empty(longest, F), np.empty(longest, np.uint32), np.zeros(256, np.int64)
-    for m in range(tokens):
-        count, table, chosen = positions[m] + 1, tables[owners[m]], selected[m]
-        if count <= most:
-            for i in range(most):
-                chosen[i] = i if i < count else -1
-            continue
-        asked = q[m].reshape(heads, dims)
-        start = 0
-        while start < count:  # a run of pages that lie one behind the other
-            page = start // page_tokens
-            first, end = table[page] * page_tokens, start + page_tokens
-            while end < count and end - start < RUN and table[end // page_tokens] == table[end // page_tokens - 1] + 1:
-                end += page_tokens
-            end = min(end, count)
-            score_run(asked, weights[m], index_k[:, first : first + end - start], dots, scores[start:end])
-            start = end
-        _sortable(scores, count, bits)
-        threshold, equal = _kth_largest(bits, count, most, hits)
-        taken = 0
-        for i in range(count):
-            if bits[i] > threshold or (bits[i] == threshold and equal > 0):
-                if bits[i] == threshold:
-                    equal -= 1
-                chosen[taken] = i
-                taken += 1
+    pages = (longest + page_tokens - 1) // page_tokens
+    scores, dots = np.empty((min(TOGETHER, tokens), pages, page_tokens), F), np.empty((2, page_tokens), F)
+    bits, hits = np.empty(pages * page_tokens, np.uint32), np.zeros(256, np.int64)
+    first = 0
+    while first < tokens:
+        end, seen, table = first, 0, tables[owners[first]]
+        while end < min(first + TOGETHER, tokens) and owners[end] == owners[first]:
+            seen = max(seen, positions[end] + 1)
+            end += 1
+        for page in range((seen + page_tokens - 1) // page_tokens if seen > most else 0):
+            for m in range(first, end):
+                score_page(q[m].reshape(heads, dims), weights[m], index_k[table[page]], dots, scores[m - first, page])
+        for m in range(first, end):
+            take_best(scores[m - first].reshape(-1), positions[m] + 1, bits, hits, selected[m])
+        first = end
+
+
+@loop
+def take_best(scores: Any, count: int, bits: Any, hits: Any, chosen: Any) -> None:
+    """The positions of the best of scores[:count] into chosen [K]; bits and hits are space."""
+    stays_whole()
+    most, taken = chosen.shape[0], 0
+    if count <= most:
+        for i in range(most):
+            chosen[i] = i if i < count else -1
+        return
+    _sortable(scores, count, bits)
+    threshold, equal = _kth_largest(bits, count, most, hits)
+    for i in range(count):
+        if bits[i] > threshold or (bits[i] == threshold and equal > 0):
+            if bits[i] == threshold:
+                equal -= 1
+            chosen[taken] = i
+            taken += 1
 
 
 @ordered
-def score_run(asked: Any, weights: Any, keys: Any, dots: Any, scores: Any) -> None:
-    """scores [n] = sum over heads of weight ReLU(asked . key), of keys [D, n] with their dims first: all keys of a run
-    in one vector operation; dots [n or more] is space. Sums are in the order as written, whatever the run's length."""
+def score_page(asked: Any, weights: Any, keys: Any, dots: Any, scores: Any) -> None:
+    """scores [T] = sum over heads of weight ReLU(asked . key), of a page's keys [D, T]; what lies behind a sequence's
+    end is scored too, and not looked at. dots [2, T] is space, for two heads at a time. Sums are in the order as
+    written."""
+    stays_whole()
     heads, dims = asked.shape
     count = scores.shape[0]
-    for head in range(heads):
-        mine, weight = asked[head], weights[head]
-        dots[:count] = F(0)
-        for d in range(0, dims - 7, 8):
+    one, two = dots[0], dots[1]
+    for head in range(0, heads, 2):
+        other = min(head + 1, heads - 1)
+        mine, its = asked[head], asked[other]
+        one[:], two[:] = F(0), F(0)
+        for d in range(0, dims - 3, 4):
             a, b, c, e = keys[d], keys[d + 1], keys[d + 2], keys[d + 3]
-            f, g, h, k = keys[d + 4], keys[d + 5], keys[d + 6], keys[d + 7]
             p, q, r, s = mine[d], mine[d + 1], mine[d + 2], mine[d + 3]
-            t, u, v, w = mine[d + 4], mine[d + 5], mine[d + 6], mine[d + 7]
+            t, u, v, w = its[d], its[d + 1], its[d + 2], its[d + 3]
             for i in range(count):
-                left = (p * a[i] + q * b[i]) + (r * c[i] + s * e[i])
-                right = (t * f[i] + u * g[i]) + (v * h[i] + w * k[i])
-                dots[i] += left + right
-        for d in range(dims - dims % 8, dims):
-            a, p = keys[d], mine[d]
+                x, y = one[i] + p * a[i], two[i] + t * a[i]
+                x, y = x + q * b[i], y + u * b[i]
+                x, y = x + r * c[i], y + v * c[i]
+                one[i], two[i] = x + s * e[i], y + w * e[i]
+        for d in range(dims - dims % 4, dims):
+            a, p, t = keys[d], mine[d], its[d]
             for i in range(count):
-                dots[i] += p * a[i]
+                one[i] += p * a[i]
+                two[i] += t * a[i]
+        weight, its_weight = weights[head], weights[other] if other > head else F(0)
         if head == 0:
-            for i in range(count):
-                scores[i] = weight * max(dots[i], F(0))
-        else:
-            for i in range(count):
-                scores[i] += weight * max(dots[i], F(0))
+            scores[:] = F(0)
+        for i in range(count):
+            scores[i] += weight * max(one[i], F(0)) + its_weight * max(two[i], F(0))
 
 
 @loop
@@ -179,6 +192,7 @@ def attend(
     scale: Any, out: Any,
 ) -> None:  # fmt: skip
     """out [M, H V] of queries q [M, H (N + R)] over the selected positions [M, K]; kv_b [H (N + V), C]."""
+    stays_whole()
     tokens, most = selected.shape
     width, latent = rows.shape[1], kv_b.shape[1]
     rope, each = width - latent, q.shape[1] // heads
@@ -216,6 +230,7 @@ def attend(
 def attend_rows(asked: Any, place: Any, count: int, rows: Any, scale: Any, weights: Any, mixed: Any) -> None:
     """mixed [H, C] = softmax(scale asked [H, W] . rows at place[:count]) times the rows' first C dims. place and
     weights [H, .] are four longer than count, and place repeats its last row there."""
+    stays_whole()
     heads, width = asked.shape
     values = mixed.shape[1]
     for head in range(0, heads, 4):
