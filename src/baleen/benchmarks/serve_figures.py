@@ -95,7 +95,7 @@ def _beside(entry: Answers, blank: Figure) -> Figure:
     quiet = (before["mean"] + after["mean"]) / 2
     ratio = beside["mean"] / quiet
     note = (
-        f"quiet: {_time(before['mean'])} before it, {_time(after['mean'])} after it, the stream by {beside['tokens']:,} "
+        f"quiet: {_time(before['mean'])} before it, {_time(after['mean'])} after it, the stream {beside['tokens']:,} "
         f"tokens longer; {beside['mean'] / before['mean']:.1f} times the value before it; p99 {_time(beside['p99'])}; "
         f"tokens of one event have no time between them; the long prompt took {entry['prompt_seconds']:.1f} s"
     )
