@@ -278,6 +278,17 @@ def test_a_slow_prompt_is_read_token_by_token_and_paid_for():
     assert took <= 1.5 * 1.05
 
 
+def test_a_machine_that_stood_still_is_no_debt_for_ever():
+    pace = Pace(2.0, 2048, 0.004)
+    read_beside(pace, token_seconds=1e-4)
+    pace.observe(30.0, spans(2, [80]))
+    steps = 0
+    while pace.budget(decoding=2) == 0:
+        pace.observe(0.010, spans(2))
+        steps += 1
+    assert steps <= 12
+
+
 def test_pace_without_a_share_or_without_anyone_decoding_is_the_whole_chunk():
     assert Pace(None, 500, 0).budget(decoding=9) == 500
     assert Pace(1.5, 500, 0).budget(decoding=0) == 500

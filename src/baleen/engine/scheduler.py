@@ -25,7 +25,7 @@ CHUNK_SECONDS = 0.008
 """What a piece of a prompt beside decoding takes at least, about: many small ones cost more."""
 
 MOST_AHEAD = 64
-"""Tokens that a sequence may decode between two looks at what else there is to do."""
+"""Tokens of a sequence that are decoded at most before anything else is looked at."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class Scheduler:
             sequence.registered = full
 
     def ahead(self, spans: list[Span]) -> list[int]:
-        """How many tokens each decoding sequence may sample before anything else is looked at; the pages for them are
-        taken where there are any."""
-        steps = self._pace.steps
-        return [self._reserve(span.sequence, min(steps, span.sequence.room)) for span in spans]
+        """How many tokens each decoding sequence may sample before anything else is looked at. The pages for them are
+        taken, an equal part of those there are for each."""
+        steps, pages = self._pace.steps, self.pool.available // len(spans)
+        return [self._reserve(span.sequence, min(steps, span.sequence.room), pages) for span in spans]
 
     def observe(self, seconds: float, spans: list[Span], steps: int = 1) -> None:
         """Says how long it took: one step of all spans, or some of decoding alone."""
@@ -138,11 +138,11 @@ class Scheduler:
         sequence.hold([self.pool.take() for _ in range(missing)])
         return True
 
-    def _reserve(self, sequence: Sequence, tokens: int) -> int:
-        """Takes pages for so many more tokens, as far as there are any; for how many it has some now. The last one
-        needs none, as it is not computed yet."""
+    def _reserve(self, sequence: Sequence, tokens: int, pages: int) -> int:
+        """Takes up to `pages` for so many more tokens; returns for how many it has some then. The last token needs
+        none, as it is not computed yet."""
         missing = -(-(sequence.length + tokens - 1) // sequence.page_tokens) - len(sequence.pages)
-        sequence.hold([self.pool.take() for _ in range(min(missing, self.pool.available))])
+        sequence.hold([self.pool.take() for _ in range(min(missing, pages))])
         return min(tokens, len(sequence.pages) * sequence.page_tokens - sequence.length + 1)
 
     def _admissible(self) -> list[Sequence]:
@@ -239,6 +239,8 @@ class Pace:
             return
         surplus = max(seconds - self.quiet, 0.0) if tokens else 0.0
         if tokens:
+            if self._token_seconds:  # what takes very much longer than expected is not the prompt's doing
+                surplus = min(surplus, 10 * tokens * self._token_seconds)
             self._token_seconds = _average(self._token_seconds, surplus / tokens)
         # What is paid too much counts for the next piece, but no more than a step's worth.
         least = -(self.share - 1) * self.quiet

@@ -192,7 +192,7 @@ class _CompiledLayer:
         self.work_after = 4 * sum(each.size for each in after)
 
     def arrays(self) -> tuple[NDArray | None, ...]:
-        """All parameters as `loops_decode.ARRAYS` names them."""
+        """All parameters in the order of `ops/loops_decode.py`."""
         index = self.index if self.indexed else (None,) * len(self.index)
         dense = self.dense if self.has_dense else (None,) * len(self.dense)
         return *self.norms, *self.latent, *index, self.kv_b, self.o_proj, *dense, *(self.routed or (None,) * 4)

@@ -19,19 +19,12 @@ from numba.extending import intrinsic
 from baleen.ops.loops import F, inlined, loop, norm_rows, product, sample
 from baleen.ops.loops_layer import add_feed_forward, add_mixture, attend_and_add, leave_rows
 
-ARRAYS = (
-    "attention_norm", "feed_forward_norm", "q_a", "q_norm", "q_b", "kv_a", "kv_norm", "wq_b", "wk", "k_norm", "k_bias",
-    "weights_proj", "kv_b", "o_proj", "gate", "up", "down", "router", "bias", "expert_gate_up", "expert_down", "rows",
-    "index_k",
-)  # fmt: skip
-"""What a layer's table holds, each as (address, three sizes), the sizes 1 in front where it has fewer dims. An address
-of 0 stands for what the layer lacks."""
-
 (
     ATTENTION_NORM, FEED_FORWARD_NORM, Q_A, Q_NORM, Q_B, KV_A, KV_NORM, WQ_B, WK, K_NORM, K_BIAS,
-    WEIGHTS_PROJ, KV_B, O_PROJ, GATE, UP, DOWN, ROUTER, BIAS, EXPERT_GATE_UP, EXPERT_DOWN, ROWS,
-    INDEX_K,
-) = range(len(ARRAYS))  # fmt: skip
+    WEIGHTS_PROJ, KV_B, O_PROJ, GATE, UP, DOWN, ROUTER, BIAS, EXPERT_GATE_UP, EXPERT_DOWN, ROWS, INDEX_K,
+) = range(23)  # fmt: skip
+"""A layer's arrays in their order in the table. Each is (address, three sizes), with sizes of 1 in front where it has
+fewer dims; an address of 0 stands for what the layer lacks."""
 
 
 class Constants(NamedTuple):
