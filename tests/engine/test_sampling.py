@@ -394,24 +394,3 @@ def test_drafts_keep_to_penalties_min_tokens_and_stop_ids(model):
 def test_tokens_outside_the_vocabulary_are_refused(model, wrong):
     with pytest.raises(EngineError, match="outside the vocabulary"):
         generate(model, **wrong)
-
-
-def test_a_token_may_be_cancelled_from_within_a_step(model):
-    engine = Engine(model, None, EngineOptions(max_tokens=64))
-    one, two = (engine.submit(PROMPT[: 4 + i], SamplingParams(max_tokens=9, ignore_end=True)) for i in range(2))
-    heard = []
-
-    def listen(sequence, token):
-        heard.append((sequence, token))
-        if sequence is one and one.sampled == 3:
-            engine.cancel(one)
-            engine.cancel(two)
-
-    ended = []
-    for _ in range(12):
-        ended += engine.step(listen)
-    assert (one.finish_reason, two.finish_reason) == ("abort", "abort")
-    assert len(one.generation.tokens) == 3
-    assert sum(sequence is two for sequence, _ in heard) == len(two.generation.tokens)
-    assert engine.pool.used == 0
-    assert len(ended) == len({id(each) for each in ended})

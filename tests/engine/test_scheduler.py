@@ -289,6 +289,32 @@ def test_a_machine_that_stood_still_is_no_debt_for_ever():
     assert steps <= 12
 
 
+def stood_still(pace):
+    pace.observe(10.0, spans(2))
+
+
+def had_company(pace):
+    for _ in range(3000):
+        pace.observe(0.010, spans(64))
+        pace.observe(0.010, spans(64, [20]))
+    pace.observe(0.0005, spans(1))
+
+
+@pytest.mark.parametrize("before", [stood_still, had_company])
+def test_whatever_was_before_a_long_prompt_leaves_decoding_its_share(before):
+    pace = Pace(1.5, 2048, 0.004)
+    for _ in range(10):
+        pace.observe(0.0005, spans(1))
+    before(pace)
+    left, seconds, count = 50_000, 0.0, 0
+    while left > 0:
+        tokens = min(left, pace.budget(decoding=1))
+        took = 0.0005 + tokens * 3e-5
+        pace.observe(took, spans(1, [tokens]))
+        left, seconds, count = left - tokens, seconds + took, count + 1
+    assert seconds / (count * 0.0005) <= 2
+
+
 def test_pace_without_a_share_or_without_anyone_decoding_is_the_whole_chunk():
     assert Pace(None, 500, 0).budget(decoding=9) == 500
     assert Pace(1.5, 500, 0).budget(decoding=0) == 500

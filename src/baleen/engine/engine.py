@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from functools import lru_cache
@@ -178,19 +177,18 @@ class Engine:
         self.pool.forget_all()
 
     @torch.no_grad()
-    def step(self, on_token: Callable[[Sequence, int], None] | None = None) -> list[Sequence]:
+    def step(self) -> list[Sequence]:
         """One forward and the tokens that follow from it, or several where all that runs may run ahead; returns the
         sequences that ended."""
         began = time.perf_counter()
         spans = self.scheduler.plan()
         if not spans:
             return []
-        steps = self._decode(spans, on_token) if self._runs_ahead(spans) else self._forward(spans, on_token)
+        steps = self._decode(spans) if self._runs_ahead(spans) else self._forward(spans)
         self.steps += steps
         ended = [span.sequence for span in spans if span.sequence.finish_reason is not None]
         for sequence in ended:
-            if sequence.generation is None:  # who was cancelled in `on_token` has one
-                self._finish(sequence)
+            self._finish(sequence)
         self.scheduler.observe(time.perf_counter() - began, spans, steps)
         return ended
 
@@ -200,7 +198,7 @@ class Engine:
             return False
         return all(not span.prompt and span.sequence.runs_ahead for span in spans)
 
-    def _decode(self, spans: list[Span], on_token: Callable[[Sequence, int], None] | None) -> int:
+    def _decode(self, spans: list[Span]) -> int:
         """Some tokens for each; returns how many steps that was."""
         sequences, most = [span.sequence for span in spans], self.scheduler.ahead(spans)
         made = self.runner.decode(sequences, most, self.ends)
@@ -208,20 +206,15 @@ class Engine:
             sequences, made.counts.tolist(), made.tokens.tolist(), made.logprobs.tolist(), strict=True
         ):
             greedy = sequence.params.temperature == 0
-            self.computed_tokens += count
             for token, logprob in zip(tokens[:count], logprobs[:count], strict=True):
-                if sequence.finish_reason is not None:  # cancelled in `on_token`
-                    break
-                self.scheduler.computed(sequence, sequence.length)
                 sequence.append(token, logprob, np.array([token], np.int32) if greedy else None, self.version)
-                self.generated_tokens += 1
-                if on_token is not None:
-                    on_token(sequence, token)
-            else:
-                self._judge(sequence, tokens[count - 1])
+            self.scheduler.computed(sequence, sequence.length - 1)
+            self.computed_tokens += count
+            self.generated_tokens += count
+            self._judge(sequence, tokens[count - 1])
         return int(made.counts.max())
 
-    def _forward(self, spans: list[Span], on_token: Callable[[Sequence, int], None] | None) -> int:
+    def _forward(self, spans: list[Span]) -> int:
         """One forward of all spans, and a token for each that it completes, with drafts perhaps two."""
         done = self.runner.forward(spans)
         self.computed_tokens += sum(len(span.tokens) for span in spans)
@@ -229,10 +222,10 @@ class Engine:
             self.scheduler.computed(span.sequence, span.end - span.drafted)
         ready = [place for place, span in enumerate(done.spans) if span.completes]
         last = {place: done.first_row[place] + len(done.spans[place].tokens) - 1 for place in ready}
-        self._sample(done, {place: last[place] - done.spans[place].drafted for place in ready}, on_token)
+        self._sample(done, {place: last[place] - done.spans[place].drafted for place in ready})
         # A draft that the sampler would have said: what follows it is known already.
         right = [place for place in ready if self._accept(done, place)]
-        self._sample(done, {place: last[place] for place in right}, on_token)
+        self._sample(done, {place: last[place] for place in right})
         if self.drafts:
             self._draft(done, {p: last[p] - (done.spans[p].drafted and p not in right) for p in ready})
         return 1
@@ -258,7 +251,7 @@ class Engine:
             raise EngineError("stop texts and grammars need a tokenizer: give the engine one")
         return self.tokenizer
 
-    def _sample(self, done: Forward, rows: dict[int, int], on_token: Callable[[Sequence, int], None] | None) -> None:
+    def _sample(self, done: Forward, rows: dict[int, int]) -> None:
         """Samples after the given rows of the forward; keys are places of spans."""
         rows = {place: row for place, row in rows.items() if self._allow(done.spans[place].sequence)}
         if not rows:
@@ -270,8 +263,6 @@ class Engine:
             if sequence.params.top_logprobs:
                 sequence.top.append(drawn.top)
             self.generated_tokens += 1
-            if on_token is not None:
-                on_token(sequence, drawn.token)
             self._judge(sequence, drawn.token)
 
     def _allow(self, sequence: Sequence) -> bool:

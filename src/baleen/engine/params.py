@@ -127,11 +127,11 @@ class EngineOptions:
     """Prompt tokens of one forward, at most."""
 
     admit_every: int = 1
-    """While others run, requests are admitted every so many steps: 1 answers soonest; many episodes, whose turns end
-    one by one, get through faster when their prompts are prefilled a few together."""
+    """While others run, requests are admitted after so many steps or more: 1 answers soonest; many episodes, whose
+    turns end one by one, get through faster when their prompts are prefilled a few together."""
 
     prefill_share: float | None = None
-    """Prompts may make a step of those that are decoding at most so many times longer; None prefills at full speed."""
+    """Prompts may make decoding take at most so many times as long, over some steps; None prefills at full speed."""
 
     decode_seconds: float = 0.01
     """Where compiled loops run the network, sequences decode about so long before anything else is looked at: requests

@@ -24,6 +24,9 @@ FIRST_CHUNK = 64
 CHUNK_SECONDS = 0.008
 """What a piece of a prompt beside decoding takes at least, about: many small ones cost more."""
 
+QUIET_EVERY = 8
+"""After so many pieces of prompts a step reads none: what a quiet one costs changes."""
+
 MOST_AHEAD = 64
 """Tokens of a sequence that are decoded at most before anything else is looked at."""
 
@@ -207,6 +210,7 @@ class Pace:
 
         self.debt = 0.0
         self._token_seconds = 0.0  # of a prompt
+        self._pieces = 0  # of prompts, since a step was quiet
 
     @property
     def steps(self) -> int:
@@ -222,25 +226,27 @@ class Pace:
         """Prompt tokens of the next step."""
         if self.share is None or not decoding:
             return self.most
-        if self.debt > 0:
+        if self.debt > 0 or self._pieces >= QUIET_EVERY:
             return 0
         if not self._token_seconds:
             return min(FIRST_CHUNK, self.most)
         seconds = max(CHUNK_SECONDS, (self.share - 1) * self.quiet)
-        return max(1, min(self.most, int(seconds / self._token_seconds)))
+        return max(1, int(min(self.most, seconds / self._token_seconds)))
 
     def observe(self, seconds: float, spans: list[Span], steps: int = 1) -> None:
         """Learns from so many steps of these spans."""
         tokens = sum(len(span.tokens) for span in spans if span.prompt)
         decoding = not all(span.prompt for span in spans)
         if not tokens:
-            self.quiet = _average(self.quiet, seconds / steps)
+            # One that stood still, or that many shared, must not make long ones look quiet.
+            self.quiet = seconds / steps if seconds / steps < self.quiet / 2 else _average(self.quiet, seconds / steps)
+        self._pieces = self._pieces + 1 if tokens else 0
         if self.share is None or not decoding:
             return
         surplus = max(seconds - self.quiet, 0.0) if tokens else 0.0
-        if tokens:
+        if surplus > 0:
             if self._token_seconds:  # what takes very much longer than expected is not the prompt's doing
-                surplus = min(surplus, 10 * tokens * self._token_seconds)
+                surplus = min(surplus, 10 * (tokens * self._token_seconds + CHUNK_SECONDS))
             self._token_seconds = _average(self._token_seconds, surplus / tokens)
         # What is paid too much counts for the next piece, but no more than a step's worth.
         least = -(self.share - 1) * self.quiet

@@ -2,8 +2,8 @@
 
 A decoding step of a small network is a few hundred operations on a few thousand numbers, and torch spends most of its
 time on starting them. Where `numba` is installed (extra `serve`), a flat list on a CPU in fp32 runs through two loops a
-layer instead, prompts and decoding alike. The model is the one that `network.py` defines: the same weights, the same
-cache, and a test that holds the two forms to each other.
+layer instead, prompts and decoding alike; `decoding.py` runs many steps in one loop. The model is the one that
+`network.py` defines: the same weights, the same cache, and a test that holds the forms to each other.
 """
 
 # M = new tokens, D = hidden, K = experts per token or selected positions
@@ -271,5 +271,7 @@ def _arrays(*tensors: Tensor) -> tuple[NDArray, ...]:
 
 
 def _array(tensor: Tensor) -> NDArray:
+    if not tensor.is_contiguous():
+        raise ValueError(f"a parameter {list(tensor.shape)} is not contiguous: give the model `.contiguous()` ones")
     array: NDArray = tensor.detach().numpy()
     return array

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 MEBIBYTE = 1024 * 1024
 
 PREFILL_SHARE = 2.5
-"""A prompt makes a step of those who are reading their answers at most so many times longer."""
+"""While prompts are read, answers take at most so many times as long."""
 
 
 class SettingsError(ValueError):
