@@ -40,6 +40,11 @@ EXPOSE 80
     assert said.command == "echo 'a b'"
 
 
+@pytest.mark.parametrize("command", ["[ -d /app ] || mkdir /app", "[[ -d /app ]]", "[1]"])
+def test_a_bracket_that_opens_no_list_of_words_begins_a_shell_command(command):
+    assert read_recipe(f"FROM a\nRUN {command}").steps == (Run(command, "/", {}),)
+
+
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
@@ -49,6 +54,9 @@ EXPOSE 80
         ("FROM a\nADD https://host/x /y", "no network"),
         ("FROM a\nRUN <<EOF\necho\nEOF", "put it in a file"),
         ("FROM a\nCOPY x", "source and a target"),
+        ("FROM a\nCOPY", "source and a target"),
+        ("FROM a\nENV", "ENV needs a name"),
+        ('FROM a\nENV A="b', "No closing quotation"),
         ('FROM a\nSHELL ["sh"]', "SHELL"),
         ("FROM a\nFETCH x", "unknown instruction FETCH"),
         ("FROM a\nRUN x \\", "middle of a line"),

@@ -235,6 +235,11 @@ def test_no_reward_file_of_any_content_breaks_the_reader(content):
         assert outcome is None or isinstance(outcome, float)
 
 
+@pytest.mark.parametrize("content", [b"9" * 400, b"[" * 100_000, b'{"a":' * 100_000], ids=["huge", "lists", "objects"])
+def test_a_reward_file_made_to_break_the_reader_scores_nothing(content):
+    assert read_rewards("reward.json", content) == {"outcome": None}
+
+
 def test_a_build_that_fails_is_the_infrastructures_fault(greeting, tmp_path):
     task = copied(greeting, tmp_path / "t")
     (tmp_path / "t" / "environment" / "Dockerfile").write_text("FROM x\nWORKDIR /app\nRUN apt-get update && false\n")

@@ -65,6 +65,22 @@ def test_openenv_lists_our_splits(played):
 
 
 @pytest.fixture(scope="module")
+def threads(tmp_path_factory):
+    peer("openenv")
+    done = run_peer("openenv", ["-m", "openenv_threads"], folder=tmp_path_factory.mktemp("threads"))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_threads_that_come_at_once_share_one_event_loop(threads):
+    assert threads["loops"] == 1
+
+
+def test_a_world_that_cannot_be_reset_is_closed_and_never_stepped(threads):
+    assert threads["errors"] == ["no world", "no episode is running; reset first"]
+    assert threads["closed"] == 1
+
+
+@pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
     peer("openenv")
     done = run_peer("openenv", ["-m", "openenv_theirs"], folder=tmp_path_factory.mktemp("theirs"))
@@ -101,3 +117,11 @@ def test_a_server_of_tools_offers_its_tools(theirs):
     assert set(added["tools"][0]["parameters"]["properties"]) == {"a", "b"}
     assert added["answers"][0]["content"] == "42"
     assert added["answers"][1]["content"].startswith("error")
+
+
+def test_a_lost_connection_is_the_infrastructures_fault_and_no_new_world(theirs):
+    assert "is gone" in theirs["lost"]["failed"]
+
+
+def test_a_server_that_does_not_tell_its_actions_gives_no_episode(theirs):
+    assert "gives no episode: KeyError('action')" in theirs["mute"]["failed"]

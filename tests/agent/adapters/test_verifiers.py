@@ -105,3 +105,18 @@ def test_a_verifier_that_fails_there_scores_nothing_here(theirs):
 
 def test_a_task_set_with_an_env_of_its_own_is_refused(theirs):
     assert "Env of its own" in theirs["refused"]
+
+
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory):
+    peer("verifiers")
+    done = run_peer("verifiers", ["-m", "verifiers_endings"], folder=tmp_path_factory.mktemp("endings"), timeout=150)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_call_that_hangs_does_not_keep_its_episode_from_ending(endings):
+    assert endings["took"] < 10
+
+
+def test_a_rollout_that_fails_while_given_up_is_logged(endings):
+    assert endings["logged"] == ["nothing was cleaned up"]

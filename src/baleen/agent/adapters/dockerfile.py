@@ -104,7 +104,7 @@ class _Reading:
         flags = [word for word in words if word.startswith("--")]
         if any(flag.startswith("--from") for flag in flags):
             raise RecipeError(f"{instruction} {rest}: files of another image cannot be had here")
-        *sources, target = [self._filled(word) for word in words if not word.startswith("--")]
+        *sources, target = [self._filled(word) for word in words if not word.startswith("--")] or [""]
         if any("://" in source for source in sources):
             raise RecipeError(f"{instruction} {rest}: there is no network here")
         if not sources:
@@ -115,17 +115,21 @@ class _Reading:
     def _run(self, rest: str) -> Run:
         while rest.startswith("--"):  # mounts of caches and secrets: nothing that the result depends on
             rest = rest.partition(" ")[2].lstrip()
-        command = shlex.join(json.loads(rest)) if rest.startswith("[") else rest
+        listed = _listed(rest)
+        command = rest if listed is None else shlex.join(listed)
         return Run(command, self.workdir, {**self.arguments, **self.variables})
 
     def _words(self, rest: str) -> list[str]:
-        return [str(word) for word in json.loads(rest)] if rest.startswith("[") else shlex.split(rest)
+        listed = _listed(rest)
+        return _split(rest) if listed is None else listed
 
     def _assignments(self, rest: str) -> dict[str, str]:
+        if not rest:
+            raise RecipeError("ENV needs a name and a value")
         if "=" not in rest.split(maxsplit=1)[0]:  # the old form: one name, and all the rest its value
             name, _, value = rest.partition(" ")
             return {name: self._filled(value.strip())}
-        pairs = (word.partition("=") for word in shlex.split(rest))
+        pairs = (word.partition("=") for word in _split(rest))
         return {name: self._filled(value) for name, _, value in pairs}
 
     def _filled(self, text: str) -> str:
@@ -157,6 +161,22 @@ def _instructions(text: str) -> list[tuple[str, str]]:
     if pending:
         raise RecipeError("the Dockerfile ends in the middle of a line")
     return found
+
+
+def _listed(rest: str) -> list[str] | None:
+    """The words of an instruction's JSON form; None for the shell form, which may begin with a bracket too."""
+    try:
+        words = json.loads(rest)
+    except (ValueError, RecursionError):
+        return None
+    return words if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
+
+
+def _split(rest: str) -> list[str]:
+    try:
+        return shlex.split(rest)
+    except ValueError as error:
+        raise RecipeError(f"{rest}: {error}") from error
 
 
 def _unquoted(value: str) -> str:

@@ -222,7 +222,7 @@ def read_rewards(name: str, content: bytes) -> dict[str, float | None]:
         found = json.loads(text) if name.endswith(".json") else float(text)
         rewards = found if isinstance(found, dict) else {"reward": found}
         parts = {str(key): float(value) for key, value in rewards.items()}
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):  # the code under test can write this file
         return {"outcome": None}
     if not all(map(math.isfinite, parts.values())):
         return {"outcome": None}

@@ -31,6 +31,7 @@ from baleen.agent.task import Task
 from baleen.chat.messages import Message, ToolSpec
 
 _Value = TypeVar("_Value")
+_LOOP_LOCK = threading.Lock()
 
 
 class TurnAction(Action):
@@ -123,9 +124,14 @@ class _ServedEnvironment(OpenEnvironment[TurnAction, TurnObservation, EpisodeSta
         if not 0 <= index < len(chosen):
             raise ValueError(f"there are {len(chosen)} tasks in this split; index {index} is none of them")
         self.close()
-        task = self._task = chosen[index]
-        live = self._live = type(self).maker(task)
-        opening, tools = _in_loop(live.reset(task))
+        task = chosen[index]
+        live = type(self).maker(task)
+        try:
+            opening, tools = _in_loop(live.reset(task))
+        except BaseException:
+            _in_loop(live.close())
+            raise
+        self._live, self._task = live, task
         self._messages, self._tools, self._completions = list(opening), list(tools), []
         self._state = EpisodeState(episode_id=episode_id, task=task.id)
         return TurnObservation(
@@ -196,8 +202,13 @@ def _in_loop(work: Coroutine[Any, Any, _Value], timeout: float | None = None) ->
         raise
 
 
-@cache
 def _loop() -> asyncio.AbstractEventLoop:
+    with _LOOP_LOCK:  # `cache` alone lets two threads make a loop each
+        return _new_loop()
+
+
+@cache
+def _new_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="baleen environments", daemon=True).start()
     return loop

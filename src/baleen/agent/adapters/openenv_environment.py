@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 from openenv.core import GenericEnvClient
+from websockets.exceptions import ConnectionClosed
 
 from baleen.agent.environment import InfrastructureError
 from baleen.agent.episode import Episode
@@ -22,6 +23,8 @@ from baleen.chat.messages import Message, ToolCall, ToolSpec
 ACT = "act"
 _OF_TOOLS = frozenset({"Action", "CallToolAction", "ListToolsAction"})
 """Titles of action schemas by which a server says that its actions are calls of tools."""
+_NO_EPISODE = (OSError, RuntimeError, ValueError, KeyError, TypeError, httpx.HTTPError, ConnectionClosed)
+"""What a server that is away, refuses, or answers in another shape than OpenEnv's makes the client raise."""
 
 
 class OpenEnvEnvironment:
@@ -39,13 +42,13 @@ class OpenEnvEnvironment:
         """The task's messages, then the server's first observation as a user message, unless it is empty."""
         await self.close()
         try:
-            self._client = GenericEnvClient(base_url=self.url, message_timeout_s=self.timeout)
+            self._client = _OneSession(base_url=self.url, message_timeout_s=self.timeout)
             await self._client.connect()
             schema = await self._action_schema()
             first = await self._client.reset(**task.metadata.get("reset", {}))
             tools = await self._tools(schema)
-        except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
-            raise InfrastructureError(f"the OpenEnv server at {self.url} gives no episode: {error}") from error
+        except _NO_EPISODE as error:
+            raise InfrastructureError(f"the OpenEnv server at {self.url} gives no episode: {error!r}") from error
         self._rewards, self._done = [], False
         self._names = frozenset(tool.name for tool in tools)
         opening = list(task.messages)
@@ -87,7 +90,7 @@ class OpenEnvEnvironment:
             if "VALIDATION_ERROR" in str(error):
                 return f"error: {name}: these arguments do not fit the action's schema"
             raise InfrastructureError(f"the OpenEnv server failed at {name}: {error}") from error
-        except OSError as error:
+        except (OSError, ConnectionClosed) as error:
             raise InfrastructureError(f"the OpenEnv server at {self.url} is gone: {error!r}") from error
         if result.reward is not None:
             self._rewards.append(float(result.reward))
@@ -109,6 +112,14 @@ class OpenEnvEnvironment:
             return [_spec(ACT, schema.get("description", "Acts in the environment."), schema)]
         listed = (await self._client.step({"type": "list_tools"})).observation["tools"]
         return [_spec(tool["name"], tool["description"], tool["input_schema"]) for tool in listed]
+
+
+class _OneSession(GenericEnvClient):
+    """OpenEnv's client without its reconnecting: behind another connection is another world, which was not reset."""
+
+    async def _ensure_connected(self) -> None:
+        if self._ws is None:
+            raise ConnectionError("the session's connection was dropped")
 
 
 def _spec(name: str, description: str, schema: Mapping[str, Any]) -> ToolSpec:

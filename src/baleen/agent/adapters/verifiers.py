@@ -41,6 +41,9 @@ from baleen.chat.messages import FunctionCall, Message, ToolCall, ToolSpec
 
 __all__ = ["EnvironmentEnv", "EnvironmentTaskset"]
 
+_GRACE = 5
+"""Seconds that calls still running have when their episode is over."""
+
 
 class EnvironmentData(vf.TaskData):
     """What verifiers keeps of a task: its own fields, and ours whole."""
@@ -222,13 +225,14 @@ async def _served(task: EnvironmentTask) -> AsyncIterator[str]:
     path = f"/{secrets.token_urlsafe(16)}/mcp"
     app = _mcp_server(task).streamable_http_app(streamable_http_path=path, json_response=True, stateless_http=True)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = _InnerServer(uvicorn.Config(app, log_level="critical"))
+    server = _InnerServer(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=_GRACE))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}{path}"
     finally:
         server.should_exit = True
-        await serving
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(serving, 2 * _GRACE)  # uvicorn bounds its requests, not its application's end
         listener.close()
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from baleen.agent.mcp.client import McpTools
 from baleen.agent.task import Task
 from baleen.chat.messages import FunctionCall, Message, ToolCall, ToolSpec
 
+logger = logging.getLogger(__name__)
 _STOPS = {"turn_limit": "max_turns", "token_limit": "max_total_tokens", "truncated": "max_output_tokens"}
 """verifiers' words for how an episode of ours ended; every other one is `agent_completed`."""
 
@@ -96,9 +98,13 @@ class VerifiersEnvironment:
         rollout, self._rollout = self._rollout, None
         if rollout is None or self._ended is None:
             return
+        if rollout.done():  # `reset` or `verify` raised what went wrong
+            return
         if not self._ended.done():
             self._ended.set_result(None)
         await asyncio.wait({rollout})
+        if not rollout.cancelled() and (error := rollout.exception()) is not None:
+            logger.warning("a rollout of verifiers was given up and failed at its end", exc_info=error)
 
     async def _connect(self, urls: Mapping[str, str]) -> list[ToolSpec]:
         specs = []
