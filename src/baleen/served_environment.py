@@ -6,6 +6,7 @@ Its tasks are made from a seed like those of training, so the same command serve
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ async def _serve(tasks: Sequence[Task], task: str | None, transport: Literal["st
         print(f"baleen serves {len(tasks)} tasks on {url}, such as {url}?task={tasks[0].id}", file=sys.stderr)
 
     async with PythonTool() as python:
-        await serve_environment(
+        still_reading = await serve_environment(
             lambda each: make_environment(each, python),
             tasks,
             transport=transport,
@@ -60,3 +61,6 @@ async def _serve(tasks: Sequence[Task], task: str | None, transport: Literal["st
             port=port,
             started=started,
         )
+    if still_reading:
+        sys.stderr.flush()
+        os._exit(0)

@@ -96,7 +96,8 @@ class Purse:
 
 async def main(way, argument=None):
     if way == "stdio":
-        await serve_environment(Purse, TASKS, task=argument)
+        if await serve_environment(Purse, TASKS, task=argument):
+            os._exit(0)
     else:
         limits = SessionLimits(idle_seconds=float(argument)) if argument else None
         await serve_environment(

@@ -8,10 +8,11 @@ import time
 import pytest
 from calls import tool_call
 from foreign import HERE, SDKS, foreign_http_server
-from mcp import types
+from mcp import Client, types
+from mcp.server import Server
 
 from baleen.agent.environment import InfrastructureError
-from baleen.agent.mcp.client import McpTools
+from baleen.agent.mcp.client import HttpServer, McpTools, StdioServer, _all_tools
 from baleen.agent.mcp.content import callable_names, result_text, tool_spec
 from baleen.chat.messages import FunctionCall, ToolCall
 
@@ -166,6 +167,54 @@ def test_a_cancelled_caller_leaves_the_session_whole():
     asyncio.run(body())
 
 
+@pytest.mark.parametrize(
+    "value", ['"\\ud800"', "[" * 400 + "]" * 400, "[" * 253 + "]" * 253, "[" * 100_000 + "]" * 100_000]
+)
+def test_arguments_that_cannot_be_sent_are_the_models_error_and_the_session_goes_on(value):
+    async def body():
+        async with foreign() as tools:
+            function = FunctionCall(name="echo", arguments=f'{{"text": {value}}}')
+            assert (await tools.call(ToolCall(id="b", function=function))).content.startswith("error: echo: arguments ")
+            assert await said(tools, "echo", text="x") == "x"
+
+    asyncio.run(body())
+
+
+def test_a_program_that_never_stops_complaining_is_served_and_its_last_words_are_kept():
+    loud = "import os, sys; [os.write(2, b'x' * 99999 + b'\\n') for _ in range(50)]; os.write(2, b'the end\\n')"
+
+    async def body():
+        tools = McpTools.stdio(sys.executable, ["-c", loud])
+        with pytest.raises(InfrastructureError, match=r"it last said: the end$"):
+            await tools.open()
+
+    asyncio.run(body())
+
+
+def test_the_secrets_of_a_server_are_in_no_error_and_no_repr():
+    url = "http://user:sesame@127.0.0.1:9/mcp?api_key=sesame#sesame"
+
+    async def body():
+        with pytest.raises(InfrastructureError, match=r"http://127\.0\.0\.1:9/mcp") as raised:
+            await McpTools.http(url).open()
+        assert "sesame" not in str(raised.value)
+
+    asyncio.run(body())
+    assert "sesame" not in repr(HttpServer("http://a/mcp", {"authorization": "sesame"}))
+    assert "sesame" not in repr(StdioServer("a", environment={"KEY": "sesame"}))
+
+
+def test_an_empty_cursor_ends_the_listing():
+    async def list_tools(_, __):
+        return types.ListToolsResult(tools=[types.Tool(name="a", input_schema={"type": "object"})], next_cursor="")
+
+    async def body():
+        async with Client(Server("empty", on_list_tools=list_tools), cache=None) as client:
+            assert [tool.name for tool in await _all_tools(client)] == ["a"]
+
+    asyncio.run(body())
+
+
 def test_a_program_sees_only_the_environment_that_is_given(monkeypatch):
     monkeypatch.setenv("A_SECRET", "42")
     script = "import os, sys; sys.stderr.write(repr((os.environ.get('A_SECRET'), os.environ.get('GIVEN'))))"
@@ -211,6 +260,16 @@ def test_names_become_callable_and_stay_apart():
         ({"content": [{"type": "text", "text": '{"a": 1}'}], "structuredContent": {"a": 1}}, '{"a": 1}'),
         ({"content": [{"type": "text", "text": "one a"}], "structuredContent": {"a": 1}}, 'one a\n{"a":1}'),
         ({"content": [{"type": "text", "text": "5"}], "structuredContent": {"result": 5}}, "5"),
+        ({"content": [{"type": "text", "text": "15"}], "structuredContent": {"result": 5}}, '15\n{"result":5}'),
+        ({"content": [{"type": "text", "text": "so: yes"}], "structuredContent": {"result": "yes"}}, "so: yes"),
+        ({"content": [{"type": "text", "text": "done"}], "structuredContent": {"result": [7]}}, 'done\n{"result":[7]}'),
+        (
+            {
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": '{\n "b": 1}'}],
+                "structuredContent": {"result": ["a", {"b": 1}]},
+            },
+            'a\n{\n "b": 1}',
+        ),
         (
             {"content": [{"type": "audio", "data": "QUJD", "mimeType": "audio/wav"}]},
             "[audio: audio/wav, 3 bytes, not shown]",

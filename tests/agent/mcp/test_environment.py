@@ -60,7 +60,7 @@ def test_an_episode_over_mcp_is_the_episode_itself():
         assert sorted(m.content or "" for m in there.messages) == sorted(m.content or "" for m in here.messages)
         assert wrong.rewards["outcome"] == 0.0
         assert (failing.status, failing.scored) == ("infrastructure_error", False)
-        assert "the purse burnt" in failing.error
+        assert "the environment failed" in failing.error
 
     asyncio.run(body())
 
@@ -166,6 +166,18 @@ def test_one_server_that_gives_no_session_leaves_none_of_the_others_open():
             async with asyncio.timeout(10):
                 while Purse.closed != ["three"]:
                     await asyncio.sleep(0.02)
+
+    asyncio.run(body())
+
+
+def test_a_verdict_without_messages_is_asked_for_and_without_a_session_is_an_infrastructure_error():
+    nothing = Episode(task=TASKS[0], messages=(), tools=(), completions=(), status="finished", seconds=0.0)
+
+    async def body():
+        async with serving(Purse, TASKS) as url, McpTools.http(url) as tools:
+            assert (await served_reward(nothing, {"purse": tools}))["outcome"] == 0.0
+        with pytest.raises(InfrastructureError, match="no session"):
+            await served_reward(nothing, {})
 
     asyncio.run(body())
 

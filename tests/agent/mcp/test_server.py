@@ -14,7 +14,8 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from purse import TASKS, Purse, purse_task
 
-from baleen.agent.mcp.served import NoSuchTask
+from baleen.agent.environment import InfrastructureError
+from baleen.agent.mcp.served import NoSuchTask, ServedEpisode
 from baleen.agent.mcp.server import serve_environment, serving
 from baleen.agent.mcp.sessions import SessionLimits
 
@@ -164,16 +165,102 @@ def test_a_verdict_is_a_template_so_that_no_client_fetches_it_unasked():
     asyncio.run(body())
 
 
-@pytest.mark.parametrize(
-    ("tool", "told"), [("crash", "the environment failed: the purse burnt"), ("lose_wits", "at fault: KeyError")]
-)
-def test_an_environment_that_failed_is_a_protocol_error_and_never_scored(tool, told):
+@pytest.mark.parametrize(("tool", "told"), [("crash", "the environment failed$"), ("lose_wits", "at fault: KeyError")])
+def test_an_environment_that_failed_is_a_protocol_error_and_never_scored(tool, told, caplog):
     async def body():
         async with serving(Purse, TASKS) as url, Client(url, cache=None) as client:
             await called(client, "add", coins=3)
             with pytest.raises(MCPError, match=told):
                 await called(client, tool)
             assert await reward(client, 3) == {"outcome": None}
+
+    asyncio.run(body())
+    assert {"crash": "the purse burnt", "lose_wits": "inside"}[tool] in caplog.text  # the details stay on this side
+
+
+def test_a_cancelled_call_is_in_the_record():
+    class Remembering(Purse):
+        async def verify(self, episode):
+            self.seen = episode.messages
+            return await super().verify(episode)
+
+    async def body():
+        purse = Remembering(TASKS[0])
+        episode = ServedEpisode(TASKS[0], lambda task: purse)
+        waiting = asyncio.create_task(episode.call("sleep", '{"seconds": 3600}'))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await episode.call("add", '{"coins": 3}')
+        assert (await episode.verdict("3"))["outcome"] == 1.0
+        told = [message.content for message in purse.seen if message.role == "tool"]
+        assert told == ["error: cancelled", "it holds 3"]
+        calls = [call.id for message in purse.seen for call in message.tool_calls or ()]
+        assert calls == ["call-0", "call-1"]
+        await episode.close()
+
+    asyncio.run(body())
+
+
+def test_a_call_that_ends_the_episode_is_the_last_one():
+    class Full(Purse):
+        @property
+        def ended(self):
+            return self.held >= 3
+
+    async def body():
+        async with serving(Full, TASKS) as url, Client(url, cache=None) as client:
+            assert await called(client, "add", coins=3) == (False, "it holds 3")
+            assert await called(client, "add", coins=1) == (True, "error: this episode is over")
+            assert (await reward(client, 3))["held"] == 3.0
+
+    asyncio.run(body())
+
+
+def test_why_an_environment_did_not_start_is_told_even_where_it_does_not_close(monkeypatch):
+    class Stuck(Purse):
+        async def reset(self, task):
+            raise InfrastructureError("no purse today")
+
+        async def close(self):
+            await asyncio.sleep(3600)
+
+    monkeypatch.setattr("baleen.agent.mcp.served.CLOSE_SECONDS", 0.1)
+    with pytest.raises(InfrastructureError, match="no purse today"):
+        asyncio.run(ServedEpisode(TASKS[0], Stuck).opening())
+
+
+def test_a_server_that_is_cancelled_while_its_sessions_end_still_ends():
+    class Slow(Purse):
+        async def close(self):
+            self.closed.append("asked")
+            await asyncio.sleep(3)
+
+    async def serve():
+        async with serving(Slow, TASKS) as url, httpx.AsyncClient() as http:
+            await http.post(url, json=call("count"), headers=await opened(http, url))
+
+    async def body():
+        server = asyncio.create_task(serve())
+        await until(lambda: Purse.closed)
+        server.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(server, 10)
+        assert not [task for task in asyncio.all_tasks() if "Server.serve" in str(task.get_coro())]
+
+    asyncio.run(body())
+
+
+def test_a_session_whose_transport_fails_is_answered(monkeypatch):
+    def broken(_):
+        raise OSError("no streams left")
+
+    monkeypatch.setattr("baleen.agent.mcp.sessions.StreamableHTTPServerTransport.connect", broken)
+
+    async def body():
+        async with serving(Purse, TASKS) as url, httpx.AsyncClient() as http:
+            assert (await http.post(url, json=INITIALIZE, headers=ACCEPT, timeout=5)).status_code == 500
 
     asyncio.run(body())
 
@@ -184,7 +271,7 @@ def test_an_environment_that_does_not_start_is_told_and_closed():
 
     async def body():
         async with serving(Purse, [broken]) as url, Client(url, cache=None) as client:
-            with pytest.raises(MCPError, match="the environment failed: no purse today"):
+            with pytest.raises(MCPError, match=r"the environment failed$"):
                 await client.list_tools()
         assert Purse.closed == ["broken"]
 
@@ -221,7 +308,7 @@ def test_an_environment_that_hangs_is_given_up_and_never_scored():
         limits = SessionLimits(step_seconds=0.3)
         async with serving(Purse, TASKS, limits=limits) as url, Client(url, cache=None) as client:
             await called(client, "add", coins=3)
-            with pytest.raises(MCPError, match="did not answer within"):
+            with pytest.raises(MCPError, match=r"the environment failed$"):
                 await called(client, "sleep", seconds=3600)
             assert await reward(client, 3) == {"outcome": None}
 
@@ -383,6 +470,38 @@ def test_a_program_over_stdio_closes_its_environment_however_its_client_goes(way
 
     asyncio.run(body())
     assert log.read_text() == "closed three 2\n"
+
+
+def test_the_caller_cleans_up_after_a_signal_over_stdio():
+    program = """
+import asyncio, contextlib, os, sys
+from purse import TASKS, Purse, serve_environment
+
+@contextlib.asynccontextmanager
+async def around():
+    yield
+    print("cleaned up", file=sys.stderr, flush=True)
+
+async def main():
+    async with around():
+        still_reading = await serve_environment(Purse, TASKS)
+    os._exit(0 if still_reading else 1)
+
+asyncio.run(main())
+"""
+
+    async def body():
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdin=pipe, stdout=pipe, stderr=pipe, cwd=HERE
+        )
+        process.stdin.write(json.dumps(INITIALIZE).encode() + b"\n")
+        await asyncio.wait_for(process.stdout.readline(), 60)
+        process.send_signal(signal.SIGTERM)
+        said = await asyncio.wait_for(process.stderr.read(), 20)
+        assert (await process.wait(), said) == (0, b"cleaned up\n")
+
+    asyncio.run(body())
 
 
 def test_unknown_tasks_and_no_tasks_are_refused_before_anything_starts():

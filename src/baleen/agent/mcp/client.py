@@ -13,18 +13,20 @@ what an environment needs. Servers that know only the sessionless protocol of 20
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import os
+import re
 import ssl
-import tempfile
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import cache
-from typing import IO, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import anyio
 import httpx2
+import pydantic_core
 from mcp import Client, MCPError, StdioServerParameters, stdio_client, types
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import jsonrpc
@@ -48,7 +50,10 @@ SERVER_FAULTS = (jsonrpc.INTERNAL_ERROR, jsonrpc.INVALID_REQUEST, jsonrpc.PARSE_
 SDK's servers say 0 for an exception that nobody caught."""
 
 LAST_WORDS = 2000
-"""Bytes of a program's standard error that are looked at when it is gone."""
+"""Bytes of a program's standard error that are kept, for when it is gone."""
+
+PIPE_BYTES = 65_536
+"""A pipe's capacity on Linux: one reading of this size takes all that a program left in it."""
 
 MOST_PAGES = 100
 """Pages of a tool listing. A server whose listing never ends is broken."""
@@ -65,7 +70,7 @@ class StdioServer:
 
     command: str
     arguments: Sequence[str] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Added to HOME, LOGNAME, PATH, SHELL, TERM and USER. Nothing else of this process's environment is passed on."""
 
     folder: str | None = None
@@ -77,7 +82,7 @@ class HttpServer:
     """A server that listens, spoken to over streamable HTTP."""
 
     url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 McpServer = StdioServer | HttpServer
@@ -101,7 +106,7 @@ class McpTools:
         self._client: Client | None = None
         self._session: asyncio.Task[None] | None = None
         self._leave = asyncio.Event()
-        self._last_words: IO[bytes] | None = None
+        self._last_words: _LastWords | None = None
 
     @classmethod
     def stdio(
@@ -181,8 +186,13 @@ class McpTools:
             return f"error: unknown tool {name!r}; tools: {', '.join(self._names) or 'none'}"
         try:
             arguments = call.function.parsed()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"error: {name}: arguments are not a JSON object: {error}"
+        try:
+            # As deep as the request will hold them. What fails here would fail in the SDK, and end the session.
+            pydantic_core.to_json({"params": {"arguments": arguments}})
+        except (ValueError, RecursionError) as error:
+            return f"error: {name}: arguments cannot be sent: {error}"
         try:
             result = await self._ask(_opened(self._client).call_tool(self._names[name], arguments))
         except TimeoutError:
@@ -268,7 +278,7 @@ class McpTools:
             )
             return streamable_http_client(self.server.url, http_client=http)
         if self._last_words is None:
-            self._last_words = tempfile.TemporaryFile()  # noqa: SIM115 closed by `close`
+            self._last_words = _LastWords()
         parameters = StdioServerParameters(
             command=self.server.command,
             args=list(self.server.arguments),
@@ -276,7 +286,7 @@ class McpTools:
             cwd=self.server.folder,
             encoding_error_handler="replace",
         )
-        return stdio_client(parameters, errlog=self._last_words)  # type: ignore[arg-type]
+        return stdio_client(parameters, errlog=self._last_words.writing)  # type: ignore[arg-type]
 
     def _reason(self) -> str:
         """Why the session ended, and the last line that its server wrote to its standard error."""
@@ -284,12 +294,37 @@ class McpTools:
         error = session.exception() if session is not None and session.done() and not session.cancelled() else None
         told = (str(_first(error)) or type(_first(error)).__name__) if error is not None else "the connection ended"
         if self._last_words is None:
-            return told
-        # By position: the program still writes through the same open file.
-        file = self._last_words.fileno()
-        tail = os.pread(file, LAST_WORDS, max(0, os.fstat(file).st_size - LAST_WORDS))
-        lines = tail.decode(errors="replace").strip().splitlines()
-        return f"{told}; it last said: {lines[-1].strip()}" if lines else told
+            return _bare(told)
+        line = self._last_words.line()
+        return f"{told}; it last said: {line}" if line else told
+
+
+class _LastWords:
+    """A program's standard error, read as it comes so that it never waits; only the end is kept."""
+
+    def __init__(self) -> None:
+        self._reading, writing = os.pipe()
+        os.set_blocking(self._reading, False)
+        self.writing = os.fdopen(writing, "wb", buffering=0)
+        self._kept = b""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._reading, self._read)
+
+    def line(self) -> str:
+        """The last line, empty when nothing was said."""
+        self._read()
+        lines = self._kept.decode(errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else ""
+
+    def close(self) -> None:
+        """Whoever writes still finds a closed pipe."""
+        self._loop.remove_reader(self._reading)
+        os.close(self._reading)
+        self.writing.close()
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._kept = (self._kept + os.read(self._reading, PIPE_BYTES))[-LAST_WORDS:]
 
 
 async def _all_tools(client: Client) -> list[types.Tool]:
@@ -302,7 +337,7 @@ async def _all_tools(client: Client) -> list[types.Tool]:
         page = await client.list_tools(cursor=cursor)
         tools += page.tools
         cursor = page.next_cursor
-        if cursor is None:
+        if not cursor:  # some servers say the end with an empty one
             return tools
     raise InfrastructureError(f"its listing of tools has more than {MOST_PAGES} pages")
 
@@ -333,7 +368,12 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _name(server: McpServer) -> str:
-    return f"the MCP server {server.url if isinstance(server, HttpServer) else server.command}"
+    return f"the MCP server {_bare(server.url) if isinstance(server, HttpServer) else server.command}"
+
+
+def _bare(text: str) -> str:
+    """`text` with every URL in it cut to scheme, host and path: the rest may hold secrets, and errors are recorded."""
+    return re.sub(r"(https?://)(?:[^/?#\s]*@)?([^?#\s'\"]*)(?:[?#][^\s'\"]*)?", r"\1\2", text, flags=re.IGNORECASE)
 
 
 def _ourselves() -> types.Implementation:

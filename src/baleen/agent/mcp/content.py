@@ -84,15 +84,24 @@ def _bytes(base64_text: str) -> int:
 def _is_told(structured: Any, parts: Sequence[str]) -> bool:
     """Whether the text parts say already what the structured content says. The protocol asks servers to repeat it as
     JSON, and SDKs wrap what is no object as {"result": ...}, whose value they print as they like."""
-    if isinstance(structured, dict) and set(structured) == {"result"} and parts:
+    if any(_says(part, structured) for part in parts):
         return True
-    for part in parts:
-        try:
-            if json.loads(part) == structured:
-                return True
-        except ValueError:
-            continue
-    return False
+    if not isinstance(structured, dict) or set(structured) != {"result"}:
+        return False
+    value = structured["result"]
+    if isinstance(value, list) and len(value) == len(parts):
+        return all(_says(part, item) for part, item in zip(parts, value, strict=True))
+    return any(_says(part, value) or (isinstance(value, str) and value in part) for part in parts)
+
+
+def _says(part: str, value: Any) -> bool:
+    """Whether `part` is `value`, printed or as JSON."""
+    if part.strip() == str(value).strip():
+        return True
+    try:
+        return bool(json.loads(part) == value)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _compact(schema: Any, *, names: bool = False) -> Any:

@@ -90,10 +90,14 @@ class McpEnvironment:
 async def served_reward(episode: Episode, sessions: Mapping[str, McpTools]) -> Rewards:
     """The verdict of the first server, which serves an environment of ours, on the episode's last answer. An episode
     that did not finish has no answer."""
-    last = episode.messages[-1]
-    answered = episode.status == "finished" and last.role == "assistant"
-    question = f"?answer={quote(last.content or '', safe='')}" if answered else ""
-    text = await next(iter(sessions.values())).read(REWARD_URI + question)
+    session = next(iter(sessions.values()), None)
+    if session is None:
+        raise InfrastructureError("there is no session with an MCP server to ask for the verdict")
+    last = episode.messages[-1] if episode.messages else None
+    question = ""
+    if last is not None and last.role == "assistant" and episode.status == "finished":
+        question = f"?answer={quote(last.content or '', safe='')}"
+    text = await session.read(REWARD_URI + question)
     try:
         return {str(part): None if value is None else float(value) for part, value in json.loads(text).items()}
     except (ValueError, TypeError, AttributeError) as error:

@@ -107,12 +107,14 @@ class _Handlers:
 
 
 async def _world(acting: Awaitable[Answer]) -> Answer:
-    """What the environment says; its failure as the protocol's internal error, in readable words."""
+    """What the environment says; its failure as the protocol's internal error. The details, which may name what is on
+    this machine, are for this side's log."""
     try:
         return await acting
     except InfrastructureError as error:
-        raise MCPError(jsonrpc.INTERNAL_ERROR, f"the environment failed: {error}") from error
-    except Exception as error:  # a tool's own fault: its details are for this side's log
+        logger.warning("the environment failed: %s", error, exc_info=True)
+        raise MCPError(jsonrpc.INTERNAL_ERROR, "the environment failed") from error
+    except Exception as error:  # a tool's own fault
         logger.exception("the environment raised what it never should")
         raise MCPError(jsonrpc.INTERNAL_ERROR, f"the environment is at fault: {type(error).__name__}") from error
 

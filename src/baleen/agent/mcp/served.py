@@ -7,13 +7,14 @@ gets the conversation it expects: the opening, the calls with their answers, and
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import anyio
 
-from baleen.agent.environment import Environment, InfrastructureError
+from baleen.agent.environment import EndingEnvironment, Environment, InfrastructureError
 from baleen.agent.episode import Episode
 from baleen.agent.task import Task
 from baleen.chat.messages import FunctionCall, Message, ToolCall, ToolSpec
@@ -26,6 +27,9 @@ STEP_SECONDS = 900.0
 
 CLOSE_SECONDS = 30.0
 """An environment that takes longer to close is left behind, and said."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class NoSuchTask(LookupError):
@@ -72,14 +76,21 @@ class ServedEpisode:
 
     async def call(self, name: str, arguments: str) -> str:
         """Runs one call, `arguments` being a JSON object in text; a mistake is answered `error: ...`. Raises
-        what the environment raises; after that the episode never gets a score."""
+        what the environment raises; after that the episode never gets a score. A call that is cancelled may have
+        acted, so it stays in the record."""
         async with self._turn:
             environment = await self._started()
             if self.rewards is not None:
                 return "error: this episode is over, its verdict has been given; open a new session for another one"
+            if isinstance(environment, EndingEnvironment) and environment.ended:
+                return "error: this episode is over"
             call = ToolCall(id=f"call-{len(self._turns) // 2}", function=FunctionCall(name=name, arguments=arguments))
             try:
                 [answer] = await self._in_time(environment.step([call]))
+            except asyncio.CancelledError:
+                cancelled = Message(role="tool", tool_call_id=call.id, name=name, content="error: cancelled")
+                self._turns += [Message(role="assistant", tool_calls=[call]), cancelled]
+                raise
             except Exception:  # of whatever kind: it is raised to the caller, and remembered
                 self._failed = True
                 raise
@@ -125,7 +136,10 @@ class ServedEpisode:
             try:
                 self._opening, self._specs = await self._in_time(environment.reset(self.task))
             except BaseException:
-                await _ended(environment)
+                try:
+                    await _ended(environment)
+                except Exception:  # why it did not start is what the caller has to hear
+                    logger.exception("the environment did not start, and did not close either")
                 raise
             self._environment = environment
         return self._environment

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Literal
 
@@ -40,8 +38,11 @@ async def serve_environment(
     hosts: Sequence[str] = (),
     limits: SessionLimits | None = None,
     started: Callable[[str], None] | None = None,
-) -> None:
+) -> bool:
     """Serves `tasks` until the client leaves (stdio) or a SIGTERM or SIGINT comes; every environment is closed then.
+
+    Returns whether standard input is still being read: a signal came over stdio, and nothing can wake the SDK's thread
+    that reads. Python would wait for it, so the caller cleans up and leaves by `os._exit`.
 
     `port` 0 takes a free one; `started` hears the URL. `hosts` are Host headers to answer besides the loopback's and
     `host`. `task` alone is served where it is given. Raises `NoSuchTask` when it is not among `tasks`, and
@@ -55,13 +56,13 @@ async def serve_environment(
     try:
         if transport == "stdio":
             episode = ServedEpisode(chosen(by_id, task), make_environment, (limits or SessionLimits()).step_seconds)
-            await _serve_stdio(episode, list(by_id), asked)
-        else:
-            served = [chosen(by_id, task)] if task is not None else tasks
-            async with serving(make_environment, served, host=host, port=port, hosts=hosts, limits=limits) as url:
-                if started is not None:
-                    started(url)
-                await asked.wait()
+            return await _serve_stdio(episode, list(by_id), asked)
+        served = [chosen(by_id, task)] if task is not None else tasks
+        async with serving(make_environment, served, host=host, port=port, hosts=hosts, limits=limits) as url:
+            if started is not None:
+                started(url)
+            await asked.wait()
+        return False
     finally:
         for number in SIGNALS:
             loop.remove_signal_handler(number)
@@ -107,9 +108,11 @@ async def serving(
                 await running  # it could not start, and says why
             yield f"http://{named}:{listening.getsockname()[1]}{PATH}"
         finally:
-            await sessions.close()
-            server.should_exit = True
-            await running
+            try:
+                await sessions.close()
+            finally:
+                server.should_exit = True
+                await running
 
 
 class _EmbeddedServer(uvicorn.Server):
@@ -121,7 +124,7 @@ class _EmbeddedServer(uvicorn.Server):
         yield
 
 
-async def _serve_stdio(episode: ServedEpisode, task_ids: Sequence[str], asked: asyncio.Event) -> None:
+async def _serve_stdio(episode: ServedEpisode, task_ids: Sequence[str], asked: asyncio.Event) -> bool:
     server = episode_server(episode, task_ids)
 
     async def talk() -> None:
@@ -136,8 +139,6 @@ async def _serve_stdio(episode: ServedEpisode, task_ids: Sequence[str], asked: a
         interrupted = not talking.done()
         talking.cancel()
         await episode.close()
-    if interrupted:
-        # The SDK reads standard input in a thread that nothing can wake: waiting for it would outlast the signal.
-        sys.stderr.flush()
-        os._exit(0)
-    await talking
+    if not interrupted:
+        await talking
+    return interrupted

@@ -166,7 +166,13 @@ class EpisodeSessions:
         ready = asyncio.Event()
         running = asyncio.create_task(self._live(name, transport, episode, ready), name=f"mcp session {name}")
         self._sessions[name] = _Session(transport, running)
-        await ready.wait()
+        waiting = asyncio.ensure_future(ready.wait())
+        try:
+            await asyncio.wait({waiting, running}, return_when="FIRST_COMPLETED")
+        finally:
+            waiting.cancel()
+        if not ready.is_set():
+            raise RuntimeError(f"the MCP session {name} did not start")  # why is in the log
         return transport
 
     async def _live(
