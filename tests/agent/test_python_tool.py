@@ -7,8 +7,8 @@ import time
 import pytest
 
 from baleen.agent.environment import InfrastructureError
-from baleen.agent.python_tool import PythonTool
-from baleen.agent.sandbox import Limits
+from baleen.agent.python_tool import PythonTool, describe
+from baleen.agent.sandbox import Limits, RunResult
 from baleen.agent.tools import tool_spec
 
 pytestmark = pytest.mark.usefixtures("isolation")
@@ -38,6 +38,8 @@ def answers(*programs, **options):
         ("import sys; sys.exit(0)", "(no output)"),
         ("exit(3)", "error: exit code 3"),
         ("import os; os.kill(os.getpid(), 9)", "error: exit code -9"),
+        ("import sys; print('line', file=sys.stderr); exit(3)", "line\nerror: exit code 3"),
+        ("import os, sys; print('line', file=sys.stderr, flush=True); os.abort()", "line\nerror: exit code -6"),
         ("input()", "EOFError: EOF when reading a line"),
         ("print('Grüße 鯨')", "Grüße 鯨"),
         ("x = bytearray(1 << 40)", "MemoryError"),
@@ -69,6 +71,24 @@ def test_an_endless_program_is_stopped_and_the_next_one_runs():
 def test_long_output_is_cut():
     answer = answers("print('x' * 10_000)", limits=Limits(output_bytes=100))[0]
     assert answer == "x" * 100 + "\n[output was cut here]"
+
+
+def test_an_exception_needs_no_exit_code_and_too_many_files_are_named():
+    assert answers("1 / 0") == ["ZeroDivisionError: division by zero"]
+    assert describe(RunResult("", "line\n", -9, too_many_files=True), 1.0) == "line\nerror: too many files"
+
+
+def test_closing_waits_for_a_call_and_its_program_runs_once():
+    async def main():
+        tool = PythonTool()
+        await tool.python("")
+        call = asyncio.create_task(tool.python("import time\nprint(time.monotonic())\ntime.sleep(0.5)"))
+        await asyncio.sleep(0.25)
+        closed_at = time.monotonic()
+        await tool.close()
+        return float(await call) < closed_at, time.monotonic() - closed_at < 3
+
+    assert asyncio.run(main()) == (True, True)
 
 
 def test_many_callers_share_one_tool_and_each_gets_its_own_answer():

@@ -14,6 +14,9 @@ from typing import Annotated
 from baleen.agent.environment import InfrastructureError
 from baleen.agent.sandbox import Limits, RunResult, Sandbox, SandboxError, SandboxUnavailable
 
+_EXCEPTION = 1
+"""The exit code of a program that raised: what stands on stderr says it all."""
+
 
 class PythonTool:
     """`await tool.python(code)` from any number of episodes at once; use it as `async with`, or call `close`.
@@ -45,9 +48,9 @@ class PythonTool:
             worker.pending -= 1
 
     async def close(self) -> None:
-        """Ends the sandboxes. A later call starts new ones."""
+        """Ends the sandboxes, after the calls that run or wait. A later call starts new ones."""
         for worker in self._workers:
-            await worker.retire()
+            await worker.close()
 
 
 def describe(result: RunResult, timeout: float) -> str:
@@ -61,7 +64,9 @@ def describe(result: RunResult, timeout: float) -> str:
         parts.append(f"error: timed out after {timeout:g} s")
     elif result.out_of_memory:
         parts.append("error: out of memory")
-    elif result.exit_code and not result.stderr.strip():
+    elif result.too_many_files:
+        parts.append("error: too many files")
+    elif result.exit_code and not (result.exit_code == _EXCEPTION and result.stderr.strip()):
         parts.append(f"error: exit code {result.exit_code}")
     return "\n".join(parts) or "(no output)"
 
@@ -110,6 +115,11 @@ class _Worker:
             except (SandboxUnavailable, SandboxError, OSError) as error:
                 raise InfrastructureError(f"no sandbox for Python: {error}") from error
         return self._sandbox
+
+    async def close(self) -> None:
+        """Ends the sandbox when no call uses it: a call that lost it would run its program twice."""
+        async with self._turn():
+            await self.retire()
 
     async def retire(self) -> None:
         """Ends the sandbox; the next call starts another."""

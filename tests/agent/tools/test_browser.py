@@ -118,6 +118,7 @@ def test_null_and_minus_one_mean_not_given():
     again = session("open", id=0, cursor=0, loc=None, num_lines=None)
     assert first.replace("[1]", "[2]") == again
     assert session("open", id=None, cursor=None) == again
+    assert session("open", id="-1", cursor="-1") == again
 
 
 def test_find_looks_over_the_end_of_a_line_and_at_both_cases():
@@ -181,6 +182,26 @@ def test_a_search_without_results_says_so():
     assert Session()("search", query="xylophone") == "No results for 'xylophone'."
 
 
+def test_the_toolboxs_time_limit_ends_the_wait_for_a_slow_search():
+    class SlowStore(DocumentStore):
+        def search(self, *args):
+            time.sleep(1.0)
+            return super().search(*args)
+
+    browser = DocumentBrowser(SlowStore.from_documents([("krill", "Krill", "Krill are small.")]))
+    toolbox = Toolbox(browser.tools, seconds=0.2)
+
+    async def answers(*calls):
+        calls = [ToolCall(id="c", function=FunctionCall(name=n, arguments=json.dumps(a))) for n, a in calls]
+        return [(await toolbox.call(call)).content for call in calls]
+
+    began = time.monotonic()
+    slow, after = asyncio.run(answers(("search", {"query": "krill"}), ("open", {"id": "krill"})))
+    assert time.monotonic() - began < 0.9
+    assert slow == "error: search: timed out after 0.2 s"
+    assert after.startswith("[0] Krill (krill)")
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab 鲸\n", max_size=200), st.integers(1, 12))
 def test_wrapping_loses_nothing_but_the_space_at_a_break(text, width):
@@ -214,6 +235,14 @@ def test_links_to_documents_are_numbered_and_others_stay_as_they_are():
         "【0†one】 ![image](a) 【1†two】 【0†again】 [no](x) [] ()",
         [known["a"], known["b_(c)"]],
     )
+
+
+def test_many_links_take_no_longer_than_their_text():
+    began = time.monotonic()
+    text, links = with_links("".join(f"[x]({i})" for i in range(50_000)), lambda address: Link(address, "s"))
+    assert time.monotonic() - began < 3
+    assert [link.id for link in links] == [str(i) for i in range(50_000)]
+    assert text.endswith("【49999†x】")
 
 
 @pytest.mark.parametrize("hostile", ["[a](" + "x" * 500_000, "[a](x " * 80_000, "[" * 500_000, "[a](((" * 80_000])

@@ -1,10 +1,12 @@
 """A document collection: what is searched is found, in any language, whatever the query's syntax."""
 
 import itertools
+import os
 import random
 import statistics
 import string
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import example, given, settings
@@ -196,3 +198,24 @@ def test_a_query_of_ten_thousand_documents_takes_less_than_ten_milliseconds():
         store.search(query, 10)
         seconds.append(time.perf_counter() - began)
     assert statistics.median(seconds) < 0.010
+
+
+def test_threads_that_share_a_collection_each_get_their_own_documents():
+    names = [f"name{i}" for i in range(50)]
+    store = DocumentStore.from_documents([(name, name, f"About {name}.") for name in names])
+
+    def found(name):
+        return [document.id for document in store.search(name)], store.get(name).id
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(found, names * 20)) == [([name], name) for name in names * 20]
+
+
+def test_what_a_killed_process_left_does_not_hinder_the_next_with_its_number(tmp_path):
+    path = tmp_path / "collection"
+    DocumentStore.from_documents([("old", "Old", "unfinished")], path).close()
+    path.rename(f"{path}.{os.getpid()}.unfinished")
+    (tmp_path / f"{path.name}.{os.getpid()}.unfinished-journal").write_bytes(b"leftover")
+    store = DocumentStore.from_documents(DOCUMENTS, path)
+    assert len(store) == len(DOCUMENTS)
+    assert [file.name for file in tmp_path.iterdir()] == ["collection"]

@@ -1,5 +1,7 @@
 """Line-anchored edits as a function of text: only what was named changes."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,3 +65,20 @@ def test_mixed_line_ends_of_other_lines_are_kept():
     assert edited("a\nb\r\nc", 3, "c", "C\nD") == "a\nb\r\nC\nD"
     assert edited("a\nb", 2, "b", "") == "a"
     assert edited("a\n", 2, "", "b") == "a\nb\n"
+
+
+@given(st.text(alphabet="ab\r\n", max_size=20), st.text(alphabet="ab\n", min_size=1, max_size=4))
+def test_a_mismatch_names_every_place_where_old_stands(text, old):
+    lines, wanted = split_lines("elsewhere\n" + text)[0], split_lines(old)[0]
+    places = [i + 1 for i in range(len(lines) - len(wanted) + 1) if lines[i : i + len(wanted)] == wanted]
+    with pytest.raises(ValueError, match="does not stand") as caught:
+        edited("elsewhere\n" + text, 1, old, "new")
+    named = str(caught.value).rsplit("\nold stands at line ", 1)[1:]
+    assert named == ([", ".join(map(str, places[:10]))] if places else [])
+
+
+def test_a_long_mismatch_in_a_file_of_like_lines_is_found_at_once():
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="does not stand"):
+        edited("a\n" * 100_000, 1, "a\n" * 20_000 + "b", "new")
+    assert time.monotonic() - began < 2

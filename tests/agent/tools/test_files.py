@@ -124,3 +124,39 @@ def test_a_dead_sandbox_is_an_infrastructure_error():
 
     with pytest.raises(InfrastructureError, match="sandbox"):
         asyncio.run(main())
+
+
+def test_edits_of_one_turn_are_all_made():
+    async def main():
+        async with Sandbox() as sandbox:
+            await sandbox.write("a", "".join(f"{i}\n" for i in range(1, 9)).encode())
+            tools = FileTools(sandbox)
+            await asyncio.gather(*(tools.edit("a", i, str(i), f"new {i}") for i in range(1, 9)))
+            return (await sandbox.read("a")).decode()
+
+    assert asyncio.run(main()) == "".join(f"new {i}\n" for i in range(1, 9))
+
+
+def test_of_files_created_under_one_name_in_one_turn_the_first_stays():
+    async def main():
+        async with Sandbox() as sandbox:
+            tools = FileTools(sandbox)
+            made = await asyncio.gather(*(tools.create("a", text) for text in "xyz"), return_exceptions=True)
+            return [isinstance(answer, ValueError) for answer in made], await sandbox.read("a")
+
+    assert asyncio.run(main()) == ([False, True, True], b"x")
+
+
+def test_a_line_can_be_edited_as_it_is_seen_with_the_spaces_at_its_end():
+    shown, edited = answers(
+        ("view", {"path": "a"}),
+        ("edit", {"path": "a", "line": 1, "old": "a  ", "new": "b"}),
+        before={"a": b"a  \n\n \t\n"},
+    )
+    assert shown == "1| a  \n2|\n3|  \t"
+    assert edited == "Edited a:\n1| b\n2|\n3|  \t"
+
+
+def test_a_large_folder_shows_its_first_names_and_counts_the_rest():
+    shown = answers(("view", {"path": "d"}), before={f"d/{i:03}": b"" for i in range(403)})[0].split("\n")
+    assert shown == [*(f"{i:03}" for i in range(400)), "[3 more]"]

@@ -1,6 +1,7 @@
 """A real Jupyter kernel in a real sandbox: state, errors, pictures, and every way to lose it."""
 
 import asyncio
+import json
 import re
 import time
 import warnings
@@ -10,7 +11,7 @@ import pytest
 from baleen.agent.environment import InfrastructureError
 from baleen.agent.sandbox import Sandbox, SandboxUnavailable, WeakSandboxWarning
 from baleen.agent.tools import Toolbox
-from baleen.agent.tools.kernel import Kernel, kernel_folders, kernel_sandbox
+from baleen.agent.tools.kernel import Kernel, _KernelLost, kernel_folders, kernel_sandbox
 from baleen.chat.messages import FunctionCall, ToolCall
 
 pytestmark = pytest.mark.usefixtures("isolation")
@@ -115,6 +116,14 @@ def test_pictures_come_back_beside_the_text(python):
     assert result.images[0].data.startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("picture", ["not base64!!", "abc", "\u9be8", 7, ["iVBO"], None])
+def test_a_badly_formed_picture_is_told_and_variables_are_kept(python, picture):
+    python("from IPython.display import publish_display_data\nkept = 'here'")
+    result = python.runner.run(python.kernel.python(f"publish_display_data({{'image/png': {picture!r}}}); kept"))
+    assert result.images == ()
+    assert result.text == "[an image was left out: its image/png data is not base64]\n'here'"
+
+
 def test_the_tool_in_a_toolbox_keeps_pictures_and_validates_arguments(python):
     toolbox = Toolbox([python.kernel.python])
 
@@ -201,7 +210,7 @@ def test_reset_and_cancellation_forget_variables_and_keep_files(python):
     assert python("'next'") == "'next'"
 
 
-@pytest.mark.parametrize("line", ["nonsense", '{"code": "9", "timeout": 1, "token": "x"}'])
+@pytest.mark.parametrize("line", ["nonsense", '{"code": "9", "timeout": 1, "token": "x"}', "[" * 50_000])
 def test_what_code_writes_to_the_drivers_pipes_is_never_taken_for_an_answer(python, line):
     forge = """
 import os, stat
@@ -215,6 +224,13 @@ len(pipes)
     assert all(answer.endswith(LOST) for answer in answers[:-1] if answer not in ("2", "(no output)"))
     assert any(answer.endswith(LOST) for answer in answers)  # the attack reached a pipe
     assert answers[-1] == "2"
+
+
+@pytest.mark.parametrize("left_out", ["Infinity", "1e999", '"many"', "null"])
+def test_a_forged_number_is_a_disturbed_channel(python, left_out):
+    reply = json.loads(f'{{"text": "", "error": "", "images": [], "end": "done", "left_out": {left_out}}}')
+    with pytest.raises(_KernelLost, match="disturbed"):
+        python.kernel._result(reply, 1.0)
 
 
 def test_without_its_packages_in_the_sandbox_it_is_an_infrastructure_error():

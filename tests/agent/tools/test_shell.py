@@ -89,7 +89,16 @@ def test_a_new_shell_begins_in_the_folder_where_the_last_command_ended():
 
 
 def test_a_folder_that_is_gone_is_not_needed():
-    assert answers("mkdir a; cd a; rmdir ../a", "exit", "pwd")[2] == "/box/work"
+    assert answers("mkdir a; cd a; rmdir ../a", "exit", "pwd", "pwd")[2:] == [
+        "[the folder /box/work/a cannot be entered; this shell is in /box/work]\n/box/work",
+        "/box/work",
+    ]
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_kept():
+    _, lost, after = answers("mkdir $'\\xff'; cd $'\\xff'", "exit", 'pwd; printf %q "$PWD"')
+    assert "a new shell in /box/work/\ufffd, variables" in lost
+    assert after == "/box/work/\ufffd\n$'/box/work/\\377'"
 
 
 def test_long_output_shows_its_beginning_and_its_end():
@@ -99,6 +108,15 @@ def test_long_output_shows_its_beginning_and_its_end():
     whole = sum(len(f"{i}\n") for i in range(1, 100_001)) + len("the end")
     assert f"\n[... {whole - 200} characters left out ...]\n" in shown
     assert after == "after"
+
+
+@pytest.mark.parametrize("output_characters", [10, 16_000])
+def test_the_end_of_a_command_is_seen_while_a_job_floods_the_output(output_characters):
+    shown, after = answers(
+        "yes & sleep 0.05; echo", "kill %1; wait; echo after", timeout=10.0, output_characters=output_characters
+    )
+    assert "error" not in shown
+    assert after.endswith("after")
 
 
 def test_endless_output_is_stopped_before_its_time():

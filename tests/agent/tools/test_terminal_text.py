@@ -16,6 +16,8 @@ from baleen.agent.tools.terminal_text import middle_cut, plain_text
         ("\x1b[38;2;1;2;3mtrue colour\x1b[m", "true colour"),
         ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
         ("\x1b]0;title\x07text", "text"),
+        ("\x1b]0;without an end\nnext\nlines", "\nnext\nlines"),
+        ("\x1bPwithout an end", ""),
         ("\x1b(B\x1b=\x1b[2J\x1b[Htop", "top"),
         ("10%\r50%\rdone\nnext", "done\nnext"),
         ("windows\r\nlines\r\n", "windows\nlines\n"),

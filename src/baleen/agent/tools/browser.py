@@ -8,6 +8,7 @@ was seen last. A page of results has a numbered link to each document.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Annotated
 
@@ -17,8 +18,8 @@ from baleen.agent.tools.documents import Document, DocumentStore, query_words
 from baleen.agent.tools.pages import Link, Page, with_links
 from baleen.agent.tools.signature import Tool
 
-# What is not given is -1 or empty, as in the original; models write null as well.
-_NONE_IS_MINUS_ONE = BeforeValidator(lambda value: -1 if value in (None, "") else value)
+# What is not given is -1 or empty, as in the original; models write null and "-1" as well.
+_NONE_IS_MINUS_ONE = BeforeValidator(lambda value: -1 if value in (None, "", "-1") else value)
 _NONE_IS_EMPTY = BeforeValidator(lambda value: "" if value is None else value)
 Number = Annotated[int, _NONE_IS_MINUS_ONE]
 
@@ -30,19 +31,23 @@ _LINES_ABOVE = 4
 
 
 class DocumentBrowser:
-    """The pages that one episode has seen. `num_lines` is the height of the window, `width` that of a line."""
+    """The pages that one episode has seen. `num_lines` is the height of the window, `width` that of a line.
+
+    The functions may run in threads, so that a toolbox can end the wait for a slow one; its page may still come later.
+    """
 
     def __init__(self, store: DocumentStore, *, num_lines: int = 40, width: int = 80) -> None:
         self._store, self._num_lines, self._width = store, num_lines, width
         self._pages: list[Page] = []
         self._seen = -1
+        self._adding = threading.Lock()
 
     @property
     def tools(self) -> dict[str, Tool]:
         """The three functions under their names."""
         return {"search": self.search, "open": self.open, "find": self.find}
 
-    async def search(
+    def search(
         self,
         query: str,
         topn: Annotated[int, "how many results"] = 10,
@@ -60,7 +65,7 @@ class DocumentBrowser:
         page = Page(f"Results for {_one_line(query)}", "\n".join(blocks), links=links, width=self._width)
         return self._show(page, 0, len(page.lines))
 
-    async def open(
+    def open(
         self,
         id: Annotated[int | str, "number of a link on the page, or a document's id", _NONE_IS_MINUS_ONE] = -1,
         cursor: Annotated[Number, "number of a page seen before; -1 for the last"] = -1,
@@ -79,7 +84,7 @@ class DocumentBrowser:
             loc = 0 if best < lines else best - min(_LINES_ABOVE, lines - 1)
         return self._show(page, loc, lines)
 
-    async def find(
+    def find(
         self, pattern: str, cursor: Annotated[Number, "number of a page seen before; -1 for the last"] = -1
     ) -> str:
         """Finds the exact text on a page."""
@@ -112,9 +117,10 @@ class DocumentBrowser:
         return number, self._pages[number]
 
     def _show(self, page: Page, loc: int, num_lines: int) -> str:
-        text = page.shown(len(self._pages), loc, num_lines)
-        self._pages.append(page)
-        self._seen = len(self._pages) - 1
+        with self._adding:
+            text = page.shown(len(self._pages), loc, num_lines)
+            self._pages.append(page)
+            self._seen = len(self._pages) - 1
         return text
 
     def _document_page(self, document: Document) -> Page:

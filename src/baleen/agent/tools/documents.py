@@ -13,11 +13,13 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 _CJK = "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3100-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _CJK_CHARACTER = re.compile(f"([{_CJK}\U00020000-\U0003ffff])")
@@ -48,10 +50,12 @@ class Document:
 
 
 class DocumentStore:
-    """Read-only once made; any number of episodes may share it. Use `from_documents` or `open`."""
+    """Read-only once made; any number of episodes and threads may share it. Use `from_documents` or `open`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        # SQLite locks a connection, but Python's cache may give two threads the same prepared statement.
+        self._one_at_a_time = threading.Lock()
         rows = connection.execute("SELECT source, min(number), max(number) FROM documents GROUP BY source ORDER BY 2")
         # A source's documents are added one after the other, so that a range of numbers is a source.
         self._ranges: dict[str, tuple[int, int]] = {source: (first, last) for source, first, last in rows}
@@ -74,6 +78,8 @@ class DocumentStore:
             _fill(connection, sources)
             return cls(connection)
         unfinished = Path(f"{path}.{os.getpid()}.unfinished")
+        for leftover in (unfinished, Path(f"{unfinished}-journal")):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
         try:
             connection = sqlite3.connect(unfinished)
             try:
@@ -99,7 +105,8 @@ class DocumentStore:
 
     def close(self) -> None:
         """Closes the database; nothing can be searched after it."""
-        self._connection.close()
+        with self._one_at_a_time:
+            self._connection.close()
 
     def __len__(self) -> int:
         return self._count
@@ -120,17 +127,21 @@ class DocumentStore:
 
     def get(self, id: str, source: str | None = None) -> Document | None:
         """The document with this id, in `source` or in the first source that has it."""
-        row = self._connection.execute(
+        rows = self._rows(
             "SELECT id, title, text, source FROM documents WHERE id = ?1 AND source = coalesce(?2, source) "
-            "ORDER BY number",
+            "ORDER BY number LIMIT 1",
             (id, source),
-        ).fetchone()
-        return None if row is None else Document(*row)
+        )
+        return Document(*rows[0]) if rows else None
+
+    def _rows(self, query: str, values: tuple[Any, ...]) -> list[Any]:
+        with self._one_at_a_time:
+            return self._connection.execute(query, values).fetchall()
 
     def _matching(self, expression: str, limit: int, source: str | None) -> list[Document]:
         numbers = (1, self._count) if source is None else self._ranges[source]
         # The text is fetched for the winners only: it is most of the file.
-        rows = self._connection.execute(
+        rows = self._rows(
             f"""
             SELECT d.id, d.title, d.text, d.source FROM (
                 SELECT words.rowid AS number, bm25(words, {_TITLE_WEIGHT}, 1.0) AS score FROM words
@@ -149,8 +160,7 @@ class DocumentStore:
         return [word for word, total in zip(rarest, together, strict=True) if total <= _POSTINGS] or rarest[:1]
 
     def _documents_with(self, word: str) -> int:
-        row = self._connection.execute("SELECT count(*) FROM words WHERE words MATCH ?", (word,)).fetchone()
-        return int(row[0])
+        return int(self._rows("SELECT count(*) FROM words WHERE words MATCH ?", (word,))[0][0])
 
     def _check_source(self, source: str | None) -> None:
         if source is not None and source not in self.sources:

@@ -6,6 +6,7 @@ and when the file has changed meanwhile, or the model remembers it wrongly, the 
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from baleen.agent.sandbox import Sandbox
@@ -14,6 +15,7 @@ from baleen.agent.tools.signature import Tool
 
 _SHOWN_LINES = 400
 _SHOWN_COLUMNS = 1000
+_SHOWN_PLACES = 10
 _AROUND = 3
 
 
@@ -22,6 +24,7 @@ class FileTools:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
+        self._one_at_a_time = asyncio.Lock()
 
     @property
     def tools(self) -> dict[str, Tool]:
@@ -55,16 +58,17 @@ class FileTools:
         self, path: str, text: str, overwrite: Annotated[bool, "replace a file that exists"] = False
     ) -> str:
         """Writes a new file."""
-        if not overwrite:
-            try:
-                await self._bytes(path)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise ValueError(f"{path}: {_reason(error)}") from error
-            else:
-                raise ValueError(f"{path} exists; edit it, or pass overwrite=true")
-        await self._write(path, text)
+        async with self._one_at_a_time:
+            if not overwrite:
+                try:
+                    await self._bytes(path)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    raise ValueError(f"{path}: {_reason(error)}") from error
+                else:
+                    raise ValueError(f"{path} exists; edit it, or pass overwrite=true")
+            await self._write(path, text)
         return f"Wrote {path}: {len(split_lines(text)[0])} lines."
 
     async def edit(
@@ -75,9 +79,9 @@ class FileTools:
         new: Annotated[str, "the lines to put there; empty to delete"],
     ) -> str:
         """Replaces whole lines of a file."""
-        before = await self._text(path)
-        after = edited(before, line, old, new, path)
-        await self._write(path, after)
+        async with self._one_at_a_time:  # edits of one turn run side by side, and each is of what the last one left
+            after = edited(await self._text(path), line, old, new, path)
+            await self._write(path, after)
         lines = split_lines(after)[0]
         first, last = max(1, line - _AROUND), min(len(lines), line + len(split_lines(new)[0]) - 1 + _AROUND)
         shown = _numbered(lines, first, min(last, first + _SHOWN_LINES - 1))
@@ -86,10 +90,11 @@ class FileTools:
     async def _folder(self, path: str) -> str:
         try:
             with sandbox_faults():
-                names = await self._sandbox.list(path)
+                names = sorted(await self._sandbox.list(path))
         except OSError as error:
             raise ValueError(f"{path}: {_reason(error)}") from error
-        return "\n".join(sorted(names)) or f"({path} is empty)"
+        rest = [f"[{len(names) - _SHOWN_LINES} more]"] if len(names) > _SHOWN_LINES else []
+        return "\n".join([*names[:_SHOWN_LINES], *rest]) or f"({path} is empty)"
 
     async def _bytes(self, path: str) -> bytes:
         if "\0" in path:
@@ -154,10 +159,22 @@ def _mismatch(lines: list[str], line: int, wanted: list[str], name: str) -> str:
     text = (
         f"old does not stand at line {line} of {name}; nothing was changed. There is:\n{_numbered(lines, first, last)}"
     )
-    places = [i + 1 for i in range(len(lines) - len(wanted) + 1) if lines[i : i + len(wanted)] == wanted]
-    if places:
-        text += f"\nold stands at line {', '.join(map(str, places[:10]))}"
+    if places := _places(lines, wanted):
+        text += f"\nold stands at line {', '.join(map(str, places))}"
     return text
+
+
+def _places(lines: list[str], wanted: list[str]) -> list[int]:
+    """The first line numbers at which `wanted` stands. A search of the text takes linear time; comparing the lists at
+    every line would not."""
+    text, part = ("\n" + "\n".join(block) + "\n" for block in (lines, wanted))
+    places: list[int] = []
+    line, counted, found = 1, 0, text.find(part)
+    while found >= 0 and len(places) < _SHOWN_PLACES:
+        line, counted = line + text.count("\n", counted, found), found
+        places.append(line)
+        found = text.find(part, found + 1)
+    return places
 
 
 def _numbered(lines: list[str], first: int, last: int) -> str:
@@ -167,7 +184,7 @@ def _numbered(lines: list[str], first: int, last: int) -> str:
         text = lines[number - 1]
         if len(text) > _SHOWN_COLUMNS:
             text = f"{text[:_SHOWN_COLUMNS]} [{len(text) - _SHOWN_COLUMNS} more characters]"
-        shown.append(f"{number:>{width}}| {text}".rstrip())
+        shown.append(f"{number:>{width}}| {text}" if text else f"{number:>{width}}|")
     return "\n".join(shown)
 
 

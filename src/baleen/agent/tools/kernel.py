@@ -171,7 +171,7 @@ class Kernel:
         line, self._pending = bytes(self._pending[:end]), self._pending[end + 1 :]
         try:
             answer = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _KernelLost(_DISTURBED) from error
         if not isinstance(answer, dict):
             raise _KernelLost(_DISTURBED)
@@ -182,8 +182,8 @@ class Kernel:
             text = plain_text(str(reply["text"])).strip("\n")
             error = _BLANK_LINES.sub("\n", plain_text(str(reply["error"]))).strip("\n")
             images = tuple(Image(base64.b64decode(data, validate=True), str(kind)) for kind, data in reply["images"])
-            end, left_out = str(reply["end"]), int(reply["left_out"])
-        except (KeyError, TypeError, ValueError, binascii.Error) as fault:
+            end, left_out, exit_code = str(reply["end"]), int(reply["left_out"]), str(reply.get("exit_code"))
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, binascii.Error) as fault:
             raise _KernelLost(_DISTURBED) from fault
         parts = [middle_cut(text, self._output_characters, left_out), middle_cut(error, _ERROR_CHARACTERS)]
         if end == "interrupted":
@@ -191,7 +191,7 @@ class Kernel:
         elif end == "stuck":
             parts.append(f"error: timed out after {seconds:g} s and could not be interrupted; {_LOST}")
         elif end == "died":
-            parts.append(f"error: the kernel died with exit code {reply.get('exit_code')}; {_LOST}")
+            parts.append(f"error: the kernel died with exit code {exit_code}; {_LOST}")
         shown = "\n".join(part for part in parts if part)
         return ToolResult(shown or ("" if images else "(no output)"), images)
 

@@ -11,6 +11,7 @@ driver, one kernel: where the kernel is lost the driver says so and ends, and th
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -197,14 +198,16 @@ class Cell:
     def _show(self, data: dict[str, Any]) -> None:
         for media_type in _IMAGE_TYPES:
             if media_type in data:
-                encoded = "".join(data[media_type].split())
-                if len(encoded) > self._image_room:
+                encoded = _base64(data[media_type])
+                if encoded is None:
+                    self._add(f"[an image was left out: its {media_type} data is not base64]\n")
+                elif len(encoded) > self._image_room:
                     self._add(f"[an image of {len(encoded)} characters was left out: too large]\n")
                 else:
                     self._image_room -= len(encoded)
                     self.images.append((media_type, encoded))
                 return
-        text = data.get("text/plain", "")
+        text = str(data.get("text/plain", ""))
         self._add(text if text.endswith("\n") or not text else text + "\n")
 
     def _add(self, text: str) -> None:
@@ -213,6 +216,18 @@ class Cell:
         if len(self.text) > 4 * keep:
             self.left_out += len(self.text) - 2 * keep
             self.text = self.text[:keep] + self.text[len(self.text) - keep :]
+
+
+def _base64(value: Any) -> str | None:
+    """`value` without white space; None where it is not base64, which the host would take for a disturbed channel."""
+    if not isinstance(value, str):
+        return None
+    text = "".join(value.split())
+    try:
+        base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    return text
 
 
 if __name__ == "__main__":

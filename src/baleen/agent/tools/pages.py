@@ -91,17 +91,15 @@ class Page:
 
 def with_links(text: str, known: Callable[[str], Link | None]) -> tuple[str, list[Link]]:
     """`text` with its Markdown links numbered, where `known` says that they lead to a document."""
-    links: list[Link] = []
+    numbers: dict[Link, int] = {}
 
     def numbered(match: re.Match[str]) -> str:
         link = known(match[2])
         if link is None:
             return match[0]
-        if link not in links:
-            links.append(link)
-        return f"【{links.index(link)}†{match[1]}】"
+        return f"【{numbers.setdefault(link, len(numbers))}†{match[1]}】"
 
-    return _MARKDOWN_LINK.sub(numbered, text), links
+    return _MARKDOWN_LINK.sub(numbered, text), list(numbers)
 
 
 def _wrapped(text: str, width: int) -> tuple[list[int], list[str]]:

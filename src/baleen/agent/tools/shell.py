@@ -24,7 +24,8 @@ from baleen.agent.tools.terminal_text import middle_cut, plain_text
 _MOST_OUTPUT_BYTES = 32 << 20
 """A command that prints more is stopped: it would keep a processor busy until its time is over."""
 _TICK_SECONDS = 0.5
-_MARK = b"\x1e"
+_LONGEST_MARK = 8 << 10
+"""Bytes of the mark behind a command: a folder's name can be 4 KiB long."""
 _ENVIRONMENT = {"TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat"}
 
 
@@ -41,9 +42,13 @@ class _Printed:
     def add(self, piece: bytes) -> None:
         self.data += piece
         self.total += len(piece)
-        if len(self.data) > 8 * self.keep:
-            self.left_out += len(self.data) - 4 * self.keep
-            self.data[2 * self.keep : -2 * self.keep] = b""
+
+    def trim(self) -> None:
+        """Leaves the middle of a long output out. The end that stays may be the beginning of the mark."""
+        head, tail = 2 * self.keep, max(2 * self.keep, _LONGEST_MARK)
+        if len(self.data) > 2 * (head + tail):
+            self.left_out += len(self.data) - head - tail
+            self.data[head:-tail] = b""
 
 
 class Shell:
@@ -96,7 +101,8 @@ class Shell:
         reason = await self._until_marked(process, script.encode("utf-8", "replace"), token, printed, seconds)
         if reason:
             await self._drop()
-            place = f" in {self._folder}" if self._folder else ""
+            folder = self._folder.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            place = f" in {folder}" if folder else ""
             reason = f"error: {reason}; the next command gets a new shell{place}, variables and jobs are lost"
         elif printed.exit_code:
             reason = f"[exit code {printed.exit_code}]"
@@ -123,9 +129,10 @@ class Shell:
                 return await self._ending(process)
             printed.add(piece)
             if found := mark.search(printed.data):
-                printed.exit_code, self._folder = int(found[1]), found[2].decode("utf-8", "replace")
+                printed.exit_code, self._folder = int(found[1]), found[2].decode("utf-8", "surrogateescape")
                 del printed.data[found.start() : found.end()]
                 return ""
+            printed.trim()
             if printed.total > _MOST_OUTPUT_BYTES:
                 return f"stopped after {_MOST_OUTPUT_BYTES >> 20} MiB of output"
         return f"timed out after {seconds:g} s"
@@ -134,8 +141,12 @@ class Shell:
         if self._process is None:
             argv = ["bash", "--noprofile", "--norc"]
             self._process = await self._sandbox.start(argv, environment=_ENVIRONMENT)
-            folder = f"cd -- {shlex.quote(self._folder)} 2>/dev/null\n" if self._folder else ""
-            await self._process.send(f"exec 9>&1\n{folder}".encode())
+            script = "exec 9>&1\n"
+            if self._folder:
+                folder = shlex.quote(self._folder)
+                gone = "[the folder %s cannot be entered; this shell is in %s]\\n"
+                script += f"cd -- {folder} 2>/dev/null || builtin printf '{gone}' {folder} \"$PWD\"\n"
+            await self._process.send(script.encode("utf-8", "surrogateescape"))
         return self._process
 
     async def _ending(self, process: Process) -> str:
