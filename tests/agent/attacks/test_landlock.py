@@ -93,6 +93,9 @@ def test_processes_of_the_host_and_the_server_are_not_signalled(attempt):
             import resource
             must_fail("limits", resource.prlimit, os.getppid(), resource.RLIMIT_NOFILE, (1, 1))
             must_fail("priority", os.setpriority, os.PRIO_PROCESS, os.getppid(), 19)
+            for process in ({victim.pid}, os.getppid()):
+                must_fail("affinity", os.sched_setaffinity, process, {{0}})
+            os.sched_setaffinity(0, os.sched_getaffinity(0))
             must_return_error("ptrace", libc.ptrace, 16, os.getppid(), 0, 0)
             must_not_open(f"/proc/{{os.getppid()}}/mem", f"/proc/{{os.getppid()}}/fd/3")
         """)
@@ -167,3 +170,30 @@ def test_limits_hold(inside):
     assert disk.exit_code != 0
     assert bomb.exit_code != 0
     assert (output.timed_out, output.truncated) == (True, True)
+
+
+def test_nothing_outlives_a_server_that_was_killed(inside):
+    mark = f"4{uuid.uuid4().int % 10**8}"
+
+    def alive():
+        return subprocess.run(["pgrep", "-f", f"sleep {mark}"], capture_output=True, text=True).stdout.split()
+
+    async def main():
+        async with Sandbox(LIMITS, tier="landlock") as sandbox:
+            await sandbox.start(["sleep", mark])
+            if sandbox._group is not None:
+                await sandbox.start(["sh", "-c", f"setsid sleep {mark} & sleep {mark}"])
+            await asyncio.sleep(0.5)
+            started = len(alive())
+            os.kill(sandbox.connection._guest, 9)
+            await asyncio.sleep(0.2)
+        return started
+
+    async def nothing(_):
+        return None
+
+    inside(nothing)  # skips where this tier is missing
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert asyncio.run(main()) >= 1
+    assert alive() == []

@@ -110,3 +110,80 @@ def test_a_program_that_dies_oddly_takes_nothing_with_it(program, inside):
     code = f"import ctypes, os\nif os.fork():\n  {program}\nimport time; time.sleep(100)"
     result = inside(lambda sandbox: sandbox.run_python(code, timeout=1))
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "harm", ["os.rmdir('/box/shm')", "os.chmod('/box/work', 0)", "os.rename('/box/work', '/box/x')"]
+)
+def test_a_folder_of_the_workspace_that_is_gone_is_the_programs_own_harm(harm, inside):
+    async def attack(sandbox):
+        result = await sandbox.run_python(f"import os; {harm}; print('done')")
+        await sandbox.reset()
+        return result
+
+    result = inside(attack)
+    assert (result.stdout, result.exit_code, result.left_files) == ("done\n", 0, True)
+
+
+def test_a_reset_is_not_blocked_by_the_names_it_uses(inside):
+    plant = """
+import os
+for n in range(1, 9): os.makedirs(f"/box/.baleen-removed-{n}/full/er")
+for n in range(9): os.makedirs(f"/box/work/{n}/a/b/c")
+"""
+
+    async def attack(sandbox):
+        await sandbox.run_python(plant)
+        await sandbox.reset()
+        return await sandbox.list("."), await sandbox.list("/box")
+
+    assert inside(attack) == ([], ["shm/", "tmp/", "work/"])
+
+
+def test_programs_die_before_their_server_when_memory_runs_out(inside):
+    from pathlib import Path
+
+    async def attack(sandbox):
+        server = Path(f"/proc/{sandbox.connection._guest}/oom_score_adj")
+        own = "import os; print(open('/proc/self/oom_score_adj').read())"
+        executed = await sandbox.run(["cat", "/proc/self/oom_score_adj"])
+        return int(executed.stdout), int((await sandbox.run_python(own)).stdout), int(server.read_text())
+
+    executed, forked, server = inside(attack)
+    assert executed == forked >= 1000
+    assert server == 500
+
+
+def test_a_fork_of_the_server_has_forgotten_the_snapshot_and_other_jobs(inside):
+    spy = """
+import sys
+frame = sys._getframe()
+while frame:
+    server = frame.f_locals.get("self")
+    if hasattr(server, "workspace"): print(len(server.jobs), len(server.workspace._snapshot)); break
+    frame = frame.f_back
+"""
+
+    async def attack(sandbox):
+        await sandbox.write("secret", b"hunter2")
+        await sandbox.snapshot()
+        await sandbox.start(["sleep", "60"])
+        return (await sandbox.run_python(spy)).stdout
+
+    assert inside(attack) == "0 0\n"
+
+
+def test_names_that_are_too_long_together_are_refused_and_nothing_else_is(inside, tmp_path):
+    plant = r"""
+import os
+for _ in range(14):
+    os.mkdir(b"\xff" * 250); os.chdir(b"\xff" * 250)
+for n in range(1000): open(b"\xff" * 240 + b"%d" % n, "w").close()
+"""
+
+    async def attack(sandbox):
+        assert (await sandbox.run_python(plant)).stderr == ""
+        with pytest.raises(OSError, match="too long together"):
+            await sandbox.read_folder(".", tmp_path / "out")
+
+    inside(attack)

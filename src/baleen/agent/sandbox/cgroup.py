@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -84,9 +85,13 @@ class ControlGroup:
         return 0
 
     async def remove(self) -> None:
-        """Removes the groups; their processes are dead, but the kernel may need a moment to forget them."""
+        """Removes the groups, and kills who is left in them: where no namespace ends with its server, some outlive it.
+
+        The kernel may need a moment to forget them.
+        """
         for folder in {*self._folders.values()}:
             for _ in range(50):
+                _kill_members(folder)
                 try:
                     folder.rmdir()
                 except FileNotFoundError:
@@ -95,6 +100,14 @@ class ControlGroup:
                     await asyncio.sleep(0.01)
                     continue
                 break
+
+
+def _kill_members(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for process in map(int, (folder / "cgroup.procs").read_text().split()):
+            if process not in (0, os.getpid()):  # 0 is one that this namespace does not see
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
 
 
 def control_group(limits: Limits) -> ControlGroup | None:

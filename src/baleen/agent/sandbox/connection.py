@@ -29,6 +29,9 @@ from baleen.agent.sandbox.limits import SandboxError
 Answer = tuple[dict[str, Any], bytes]
 
 _LENGTHS = struct.Struct(">II")
+LONGEST_HEAD = 1 << 16
+"""Of a message of the guest: a few numbers, or the text of an error."""
+
 _BOOT_SECONDS = 20.0
 _LEAVE_SECONDS = 5.0
 _GUEST_FOLDER = Path(__file__).with_name("guest")
@@ -54,11 +57,14 @@ module.Server(config).serve()
 
 
 class Connection:
-    """A running guest. `on_event` hears what the guest says unasked: the head and body of such a message."""
+    """A running guest. `on_event` hears what the guest says unasked: the head and body of such a message; `on_death`
+    hears that it is gone, perhaps more than once."""
 
-    def __init__(self, launch: Launch, on_event: Callable[[dict[str, Any], bytes], None]) -> None:
+    def __init__(
+        self, launch: Launch, on_event: Callable[[dict[str, Any], bytes], None], on_death: Callable[[], None]
+    ) -> None:
         self.launch = launch
-        self._on_event = on_event
+        self._on_event, self._on_death = on_event, on_death
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._number = 0
         self._death: str | None = None
@@ -125,6 +131,8 @@ class Connection:
         finally:
             self._waiting.pop(number, None)
         if "errno" in answer:
+            if not isinstance(answer["errno"], int) or not isinstance(answer.get("message"), str):
+                raise SandboxError("the guest sends what is no message")
             raise OSError(answer["errno"], answer["message"], head.get("path"))
         return answer, payload
 
@@ -159,10 +167,11 @@ class Connection:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(SandboxError(f"the sandbox is gone: {self._death}"))
+        self._on_death()
 
     async def _receive(self) -> Answer:
         head_length, body_length = _LENGTHS.unpack(await self._reader.readexactly(_LENGTHS.size))
-        if body_length + head_length > self._largest_answer:
+        if head_length > LONGEST_HEAD or body_length + head_length > self._largest_answer:
             raise SandboxError("the guest sends more than the limits allow")
         head = json.loads(await self._reader.readexactly(head_length))
         return head, await self._reader.readexactly(body_length)
@@ -204,9 +213,12 @@ class Connection:
             process.kill()
         if self.launch.has_monitor:
             # Process 1, not bubblewrap around it: that one ends when the whole namespace is gone.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._guest or process.pid, signal.SIGKILL)
-            if self._guest is None:
+            if self._guest is not None:
+                if process.poll() is None:  # else the number may be another's by now
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self._guest, signal.SIGKILL)
+            else:
+                process.kill()
                 # It ended as it started. Of bubblewrap's two halves the inner one waits for ever when the outer is
                 # gone; until it has a session of its own it is in our group.
                 with contextlib.suppress(ProcessLookupError):

@@ -16,6 +16,8 @@ from baleen.agent.environment import InfrastructureError
 LentTool = Callable[..., Awaitable[Any]]
 
 _LONGEST_ANSWER = 8 << 20
+_MOST_PENDING = 16
+"""A program has one call under way at a time; more comes only from a guest that is not itself any more."""
 
 
 class ToolLoan:
@@ -30,6 +32,9 @@ class ToolLoan:
 
     def serve(self, message: bytes, answer: Callable[[bytes], None]) -> None:
         """Begins to answer a program's message; `answer` gets the JSON text for it."""
+        if len(self._pending) >= _MOST_PENDING:
+            answer(_error("too many calls at one time"))
+            return
 
         async def serving() -> None:
             answer(await self._answer(message))

@@ -55,16 +55,16 @@ class SandboxPool:
             if self._closed:
                 raise SandboxError("the pool is closed")
             sandbox = self._idle.pop() if self._idle else await self._started()
-            clean = False
             try:
                 yield sandbox
-                clean = True
-            finally:
-                # One that a caller left in an unknown state is not worth the doubt; neither is a dead one.
-                if clean and not self._closed and await self._was_reset(sandbox):
-                    self._idle.append(sandbox)
-                else:
-                    await sandbox.close()
+                clean = await self._was_reset(sandbox)
+            except BaseException:
+                await sandbox.close()  # left in an unknown state, it is not worth the doubt
+                raise
+            if clean and not self._closed:
+                self._idle.append(sandbox)
+            else:
+                await sandbox.close()
 
     async def close(self) -> None:
         """Ends the sandboxes; those that are taken end when they are given back."""
@@ -85,6 +85,8 @@ class SandboxPool:
         return sandbox
 
     async def _was_reset(self, sandbox: Sandbox) -> bool:
+        if self._closed:
+            return False
         try:
             await sandbox.reset()
         except (SandboxError, OSError):

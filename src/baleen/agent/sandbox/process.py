@@ -64,13 +64,21 @@ class Process:
         deadline = time.monotonic() + timeout
         while True:
             left = max(0.0, deadline - time.monotonic())
+            patience: float | None = left
             if self._received is None:
+                patience = None  # the guest keeps the time
                 head = {"operation": "receive", "process": self.number, "timeout": left}
                 asking = self._sandbox.connection.ask(head, b"", left + _GRACE_SECONDS)
                 self._received = asyncio.create_task(asking)
             # A cancelled receiver leaves the task behind, so that the next one gets what it brings.
-            answer, data = await asyncio.shield(self._received)
+            received = self._received
+            await asyncio.wait({received}, timeout=patience)
+            if not received.done():
+                raise TimeoutError(f"no output within {timeout:g} s")
+            if self._received is not received:
+                continue  # a second receiver has it
             self._received = None
+            answer, data = received.result()
             if not answer.get("waited"):
                 return data
             if time.monotonic() >= deadline:

@@ -18,7 +18,12 @@ _T = TypeVar("_T")
 
 async def in_reactor(work: Coroutine[Any, Any, _T]) -> _T:
     """Runs `work` in the sandboxes' loop; cancelling the caller cancels it there."""
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _loop()))
+    return await begun_in_reactor(work)
+
+
+def begun_in_reactor(work: Coroutine[Any, Any, _T]) -> asyncio.Future[_T]:
+    """The same, begun at once, and not carried by a task of the caller's loop, which the end of that would cancel."""
+    return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _loop()))
 
 
 _lock = threading.Lock()

@@ -93,6 +93,7 @@ _ONLY_ITSELF = {
     "sched_setscheduler": ((144, 119), (0,)),
     "sched_setparam": ((142, 118), (0,)),
     "sched_setattr": ((314, 274), (0,)),
+    "sched_setaffinity": ((203, 122), (0,)),
 }
 """Numbers as below, and which arguments must be 0: a process, or a kind of number and the number."""
 

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 
 from baleen.agent.sandbox.bubblewrap import place_inside
 from baleen.agent.sandbox.cgroup import ControlGroup, control_group
-from baleen.agent.sandbox.connection import Answer, Connection
-from baleen.agent.sandbox.folders import pack_folder, unpack_folder
+from baleen.agent.sandbox.connection import LONGEST_HEAD, Answer, Connection
+from baleen.agent.sandbox.folders import Entry, pack_folder, unpack_folder
 from baleen.agent.sandbox.launch import Launch, Tier
 from baleen.agent.sandbox.lent_tools import LentTool, ToolLoan
 from baleen.agent.sandbox.limits import Limits, RunResult, SandboxError, SandboxUnavailable, WeakSandboxWarning
 from baleen.agent.sandbox.process import Process
-from baleen.agent.sandbox.reactor import in_reactor
+from baleen.agent.sandbox.reactor import begun_in_reactor, in_reactor
 from baleen.agent.sandbox.tiers import launches
 
 _T = TypeVar("_T")
@@ -38,6 +38,7 @@ _LATE_SECONDS, _LATE_DIVISOR = 1.0, 4
 _INDEX_BYTES = 16 << 20
 """Room for the names of a folder that is read, beside its contents."""
 
+_LONGEST_READ = 64 << 20
 
 _PROVEN: set[Tier] = set()
 """Tiers in which a sandbox of this process has started."""
@@ -141,9 +142,16 @@ class Sandbox:
         head = {"operation": "start", "argv": _checked(argv), "cwd": cwd or "", "environment": dict(environment or {})}
 
         async def begin() -> Process:
-            number = self.connection.next_number()
+            connection = self.connection
+            number = connection.next_number()
             process = self._processes[number] = Process(self, number)
-            await self.connection.ask(head, b"", _GRACE_SECONDS, number)
+            try:
+                await connection.ask(head, b"", _GRACE_SECONDS, number)
+            except BaseException:
+                self._processes.pop(number, None)
+                with contextlib.suppress(SandboxError):
+                    connection.tell({"call": 0, "operation": "kill", "process": number})
+                raise
             return process
 
         return await self.in_reactor(begin())
@@ -152,9 +160,10 @@ class Sandbox:
         """Writes a file of the workspace, making its folders. Raises `OSError`, also when the disk limit is reached."""
         await self.ask({"operation": "write", "path": path}, content)
 
-    async def read(self, path: str) -> bytes:
-        """A file of the workspace. Raises `FileNotFoundError` and other `OSError`s."""
-        return (await self.ask({"operation": "read", "path": path}))[1]
+    async def read(self, path: str, *, most: int | None = None) -> bytes:
+        """A file of the workspace. Raises `FileNotFoundError` and other `OSError`s: EFBIG for one of more than `most`
+        bytes, by default 64 MiB."""
+        return (await self.ask({"operation": "read", "path": path, "most": _LONGEST_READ if most is None else most}))[1]
 
     async def list(self, path: str = ".") -> list[str]:
         """The names in a folder, sorted; those of folders end in a slash. Raises `OSError`."""
@@ -172,11 +181,10 @@ class Sandbox:
         Raises `OSError`, also when its files are larger than the disk limit.
         """
         head, body = await self.ask({"operation": "pack", "path": path})
-        index, contents = json.loads(body[: head["index"]]), memoryview(body)[head["index"] :]
-        entries = []
-        for name, kind, mode, modified, length in index:
-            entries.append((name, kind, mode, modified, bytes(contents[:length])))
-            contents = contents[length:]
+        try:
+            entries = _entries(head["index"], body)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise SandboxError("the guest sends what is no folder") from None
         await asyncio.to_thread(unpack_folder, entries, Path(host_folder))
 
     async def snapshot(self) -> None:
@@ -189,7 +197,7 @@ class Sandbox:
 
     async def close(self) -> None:
         """Ends everything inside and removes the workspace. May be called twice."""
-        await asyncio.shield(self.in_reactor(self._end()))
+        await asyncio.shield(begun_in_reactor(self._end()))
 
     async def in_reactor(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Runs `work` where the sandboxes' pipes live."""
@@ -224,11 +232,15 @@ class Sandbox:
                 loan.end()
         if loan is not None and loan.failure is not None:
             raise loan.failure
-        answer.pop("call")
-        split = answer.pop("stdout_bytes")
-        if group is not None:
-            answer["out_of_memory"] |= group.memory_kills() > kills
-        return RunResult(output[:split].decode("utf-8", "replace"), output[split:].decode("utf-8", "replace"), **answer)
+        try:
+            answer.pop("call")
+            split = answer.pop("stdout_bytes")
+            if group is not None and answer["exit_code"] != 0:  # else it was another's that the kernel has killed
+                answer["out_of_memory"] |= group.memory_kills() > kills
+            stdout, stderr = (text.decode("utf-8", "replace") for text in (output[:split], output[split:]))
+            return RunResult(stdout, stderr, **answer)
+        except (KeyError, TypeError):
+            raise SandboxError("the guest sends what is no result") from None
 
     def _yields(self, number: int) -> None:
         """A call that takes its time leaves more of the processor to those that do not."""
@@ -264,6 +276,8 @@ class Sandbox:
         failed: set[Tier] = set()
         for launch in launches(self._wanted_tier, self.limits, self.readable, self.links, self.allow_weak, reasons):
             if self._wanted_tier is None and _PROVEN & failed - {launch.tier}:
+                if launch.temporary is not None:
+                    shutil.rmtree(launch.temporary, ignore_errors=True)
                 break  # a tier that works here failed this once: no weaker one may stand in for it
             try:
                 await self._start_guest(launch)
@@ -285,7 +299,7 @@ class Sandbox:
 
     async def _start_guest(self, launch: Launch) -> None:
         self._folder = launch.temporary
-        self._connection = Connection(launch, self._on_event)
+        self._connection = Connection(launch, self._on_event, self._processes_end)
         self._group = control_group(self.limits) if launch.can_be_grouped else None
         config = {
             **asdict(self.limits),
@@ -295,12 +309,13 @@ class Sandbox:
             "walls": launch.walls,
             "filters": list(launch.program_filters),
             "environment": self.environment,
+            "index_bytes": _INDEX_BYTES,
             "linked": list(self.links.values()),
             "bound": [place_inside(folder) for folder in self.readable] if launch.isolated else [],
             "counted": self._group is not None and self._group.counts_memory,
             "shared": self._group is not None and self._group.shares_processor,
         }
-        largest = self.limits.disk_bytes + self.limits.output_bytes + _INDEX_BYTES
+        largest = self.limits.disk_bytes + self.limits.output_bytes + _INDEX_BYTES + LONGEST_HEAD
         guest = await self._connection.start(config, largest, self._group)
         if self._group is not None:
             # Nothing but the guest itself has run until now: all that follows is its child and inherits the group.
@@ -310,15 +325,31 @@ class Sandbox:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.end()
-        for process in self._processes.values():
-            process.ends(None)
-        self._processes.clear()
+        self._processes_end()
         group, self._group = self._group, None
         if group is not None:
             await group.remove()
         folder, self._folder = self._folder, None
         if folder is not None:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _processes_end(self) -> None:
+        """The guest is gone, and they with it."""
+        for process in self._processes.values():
+            process.ends(None)
+        self._processes.clear()
+
+
+def _entries(index_bytes: int, body: bytes) -> list[Entry]:
+    """What the guest has packed. Raises `ValueError` and its like where it says nonsense."""
+    contents = memoryview(body)[index_bytes:]
+    entries: list[Entry] = []
+    for name, kind, mode, modified, length in json.loads(body[:index_bytes]):
+        if not isinstance(name, str) or not isinstance(mode, int) or not isinstance(modified, int) or "\0" in name:
+            raise ValueError("no entry of a folder")
+        entries.append((name, kind, mode, modified, bytes(contents[:length])))
+        contents = contents[length:]
+    return entries
 
 
 def _say(launch: Launch, reasons: list[str]) -> None:

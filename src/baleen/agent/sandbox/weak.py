@@ -3,7 +3,8 @@
 landlock: files by Landlock (nothing of the host but the system's programs, the workspace writable), system calls by the
 seccomp filter with every kind of socket denied (so no network, but no loopback either), an unprivileged user and an
 environment of its own, resource limits. Not held: the host's process list is hidden only because /proc is; the disk is
-bounded per file, not in sum; processes count together with the user's others.
+bounded per file, not in sum; processes count together with the user's others, and modes, owners, times and attributes
+of that user's own files can be changed anywhere.
 none: an unprivileged user, a session and an environment of its own, resource limits; files and network are open.
 """
 
@@ -26,6 +27,7 @@ _SCOPED_SINCE = 6
 
 LANDLOCK_GAPS = (
     "no namespaces: no loopback, no /proc, and the disk is bounded per file only",
+    "chmod, chown, utime and setxattr reach files outside that belong to the programs' user",
     "install bubblewrap and allow user namespaces for the full isolation",
 )
 

@@ -58,10 +58,16 @@ class Workspace:
 
     def read(self, path: str, most: int | None = None) -> bytes:
         """A regular file. Raises `OSError` (EFBIG) when it is larger than `most`, or than the disk (a sparse file)."""
+        if most is None or most > self.disk_bytes:
+            return self._content(path, self.disk_bytes, "larger than the workspace")
+        return self._content(path, most, f"larger than the {most} bytes that may be read")
+
+    def _content(self, path: str, most: int, complaint: str) -> bytes:
         with open(self._opened(self.inside(path), _READ), "rb") as file:
-            if os.fstat(file.fileno()).st_size > (self.disk_bytes if most is None else most):
-                raise OSError(errno.EFBIG, "larger than the workspace")
-            return file.read()
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise OSError(errno.EFBIG, complaint)
+            return file.read(size)  # no more, should it grow meanwhile
 
     def _opened(self, target: str, flags: int, mode: int = 0o644) -> int:
         """A descriptor of a regular file that lies in one of the folders even now: a running program may have put a
@@ -90,9 +96,12 @@ class Workspace:
             return sorted(entry.name + "/" * entry.is_dir(follow_symlinks=False) for entry in entries)
 
     def touched(self) -> bool:
-        """Whether any of the folders holds anything, folders lent by the host aside."""
+        """Whether any of the folders holds anything, folders lent by the host aside, or cannot be seen any more."""
         roots = [os.path.join(self.box, name) for name in FOLDERS]
-        return any(os.path.join(root, name) not in self._bound.parts for root in roots for name in os.listdir(root))
+        try:
+            return any(os.path.join(root, name) not in self._bound.parts for root in roots for name in os.listdir(root))
+        except OSError:
+            return True  # a program has removed or closed one
 
     def pack(self, path: str) -> list[Entry]:
         """All below a folder as (path, kind, mode, modified in ns, content), a folder before what it holds.
@@ -116,10 +125,10 @@ class Workspace:
 
     def _owned(self, full: str, room: int) -> bytes:
         try:
-            return self.read(full, room)
+            return self._content(full, room, "larger than the workspace")
         except PermissionError:
             os.chmod(full, 0o600)  # a file of ours that its program closed to itself
-            return self.read(full, room)
+            return self._content(full, room, "larger than the workspace")
 
     def unpack(self, path: str, entries: list[Entry]) -> None:
         """Writes what `pack` gave."""
@@ -143,8 +152,15 @@ class Workspace:
                 os.utime(os.path.join(root, name), ns=(modified, modified))
 
     def snapshot(self) -> None:
-        """Remembers the folders, in the memory of this process, which no program can reach."""
+        """Remembers the folders, in the memory of this process, which no program can change.
+
+        A fork that runs Python begins with a copy of it: that calls `forget`, but traces of it may remain readable.
+        """
         self._snapshot = self.pack(self.box)
+
+    def forget(self) -> None:
+        """Drops the snapshot, in a fork that has no use for it."""
+        self._snapshot = []
 
     def reset(self) -> None:
         """The folders as they were at the snapshot, empty without one. Nothing else may run meanwhile."""
@@ -181,7 +197,8 @@ def empty(folder: str, bound: _Bound) -> None:
                 continue
             if current != folder and path not in bound.parts:
                 number += 1
-                moved = os.path.join(folder, f"{_MOVED}{number}")
+                while os.path.lexists(moved := os.path.join(folder, f"{_MOVED}{number}")):
+                    number += 1  # a program has taken the name
                 os.chmod(path, 0o700)  # a folder that may not be written cannot be moved
                 os.rename(path, moved)
                 path = moved

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+_LAST_PIECES = 16
+"""A pipe of the largest size that a program may ask for, a mebibyte, holds so many."""
+
+
 class Job:
     """A running program. `number` is the host's name for it, `main` its process id."""
 
@@ -76,8 +80,9 @@ class Job:
     def drain(self) -> None:
         """Takes what is still in the pipes; for a call whose writers are all dead."""
         for index in range(len(self.streams)):
-            while self._collect(index):
-                pass
+            for _ in range(_LAST_PIECES):
+                if not self._collect(index):
+                    break
 
     @property
     def output_ended(self) -> bool:
@@ -127,6 +132,16 @@ class Pipes:
         for descriptor in {*self.outer, self.inner_input, self.inner_channel} - {None}:
             os.close(descriptor)  # type: ignore[arg-type]
 
+    def close(self) -> None:
+        """All of them, when no program came of it."""
+        self.close_inner()
+        for descriptor in self.streams:
+            os.close(descriptor)
+        if self.input is not None:
+            self.input.close()
+        if self.channel is not None:
+            self.channel.close()
+
 
 class Channel:
     """The server's end of a program's tool channel: one message at a time, each bounded, passed on unread."""
@@ -139,7 +154,7 @@ class Channel:
 
     def interests(self) -> Iterator[tuple[int, int, Callable[[], None]]]:
         if self._outbox.open and self._outbox.pending:
-            yield self._outbox.descriptor, select.POLLOUT, self._outbox.flush
+            yield self._outbox.descriptor, select.POLLOUT, self._flush
         elif self._outbox.open and not self._awaits_answer:
             yield self._outbox.descriptor, select.POLLIN, self._collect
 
@@ -156,11 +171,17 @@ class Channel:
         self._incoming += piece
         self._next()
 
+    def _flush(self) -> None:
+        self._outbox.flush()
+        self._next()
+
     def _next(self) -> None:
-        if len(self._incoming) < LENGTH_BYTES:
+        """Takes up the next message, once the answer to the one before it is on its way."""
+        if self._awaits_answer or not self._outbox.open or self._outbox.pending or len(self._incoming) < LENGTH_BYTES:
             return
         length = length_at(self._incoming)
         if length > LONGEST_MESSAGE:
+            self._incoming.clear()
             self._outbox.ends = True
             self.answer(b'{"error": "a message to a tool is at most a mebibyte long"}')
         elif len(self._incoming) >= LENGTH_BYTES + length:
@@ -174,9 +195,7 @@ class Channel:
         if self._outbox.open:
             self._awaits_answer = False
             self._outbox.pending += length_bytes(message) + message
-            self._outbox.flush()
-            if self._outbox.open:
-                self._next()
+            self._flush()
 
     def close(self) -> None:
         self._outbox.close()

@@ -18,7 +18,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_SET_DUMPABLE, _SET_CHILD_SUBREAPER = 4, 36
+_SET_PARENT_DEATH_SIGNAL, _SET_DUMPABLE, _SET_CHILD_SUBREAPER = 1, 4, 36
+_SERVER_SCORE, _PROGRAM_SCORE = b"500", b"1000"
+"""For /proc/self/oom_score_adj: everything here before the rest of the host, and programs before their server."""
+
+_score = -1
+"""The server's own oom_score_adj, opened while it may be."""
+
 _SWEEP_SECONDS = 8.0
 _PAGE = resource.getpagesize()
 
@@ -48,22 +54,49 @@ def buffer(content: bytes) -> Array:
 
 
 def protect_server() -> None:
-    """First in line when memory runs out, heir of orphans, closed to /proc readers and debuggers of the same user."""
+    """Early in line when memory runs out, heir of orphans, closed to /proc readers and debuggers of the same user."""
+    global _score
     if sys.platform != "linux":
         return
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
+        _score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
-        pass  # a container that gives no say in this
+        _score = -1  # a container that gives no say in this
+    _set_score(_SERVER_SCORE)
     if PRCTL(_SET_CHILD_SUBREAPER, 1, 0, 0, 0) or PRCTL(_SET_DUMPABLE, 0, 0, 0, 0):
         raise OSError("prctl failed")
 
 
+def fork() -> int:
+    """As `os.fork`, with the child first in line when memory runs out.
+
+    It inherits that: closed to /proc like the server, a child cannot open its own score.
+    """
+    child = -1
+    _set_score(_PROGRAM_SCORE)
+    try:
+        child = os.fork()
+        return child
+    finally:
+        if child:
+            _set_score(_SERVER_SCORE)
+
+
+def _set_score(score: bytes) -> None:
+    if _score < 0:
+        return
+    try:
+        os.write(_score, score)
+    except OSError:
+        return  # one that was born with a higher score may not lower it
+
+
 def become_heir() -> None:
-    """This process inherits what its descendants leave behind; a program keeps it over `exec`."""
+    """This process inherits what its descendants leave behind, which a program keeps over `exec`, and dies with the
+    server."""
     if sys.platform == "linux":
         PRCTL(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        PRCTL(_SET_PARENT_DEATH_SIGNAL, int(SIGKILL), 0, 0, 0)
 
 
 def parents() -> dict[int, int]:

@@ -136,7 +136,13 @@ class Server:
             preload(lambda: False)
             gc.freeze()  # what is here now is shared with every fork: no collection there should touch it
         source = body.decode("utf-8", "replace")
-        self._start(call, lambda: interpret(source, tools), timeout, "", b"", tools is not None)
+
+        def forked() -> None:
+            self.jobs.clear()
+            self.workspace.forget()
+            interpret(source, tools)
+
+        self._start(call, forked, timeout, "", b"", tools is not None)
         return None
 
     def do_start(self, *, call: int, argv: list[str], cwd: str, environment: dict[str, str], body: bytes) -> Answer:
@@ -187,9 +193,9 @@ class Server:
         self.workspace.write(path, body)
         return {}, b""
 
-    def do_read(self, *, call: int, path: str, body: bytes) -> Answer:
-        """Reads a regular file."""
-        return {}, self.workspace.read(path)
+    def do_read(self, *, call: int, path: str, most: int, body: bytes) -> Answer:
+        """Reads a regular file of at most `most` bytes."""
+        return {}, self.workspace.read(path, most)
 
     def do_list(self, *, call: int, path: str, body: bytes) -> Answer:
         """The names in a folder."""
@@ -201,6 +207,8 @@ class Server:
 
         entries = self.workspace.pack(path)
         index = json.dumps([(*entry[:4], len(entry[4])) for entry in entries]).encode()
+        if len(index) > self.config["index_bytes"]:
+            raise OSError(errno.EFBIG, "the names in the folder are too long together")
         return {"index": len(index)}, index + b"".join(entry[4] for entry in entries)
 
     def do_unpack(self, *, call: int, path: str, entries: list[Any], body: bytes) -> Answer:
@@ -230,7 +238,11 @@ class Server:
         forward = (lambda message: self._send({"call": call, "event": "tool"}, message)) if tools else None
         pipes = Pipes(joined=timeout is None, with_input=timeout is None or bool(given), channel=forward)
         limits = resource_limits(self.config, timeout)
-        main = os.fork()
+        try:
+            main = processes.fork()
+        except OSError:
+            pipes.close()
+            raise
         if main == 0:
             become_program(self.config, self.filters, pipes, limits, folder, body)
         pipes.close_inner()
@@ -251,7 +263,12 @@ class Server:
             self._end(job, "")
 
     def _end(self, job: Job, reason: str) -> None:
-        """Kills what is left of a job, tells the host, and forgets it (a process once its output was taken)."""
+        """Kills what is left of a job, tells the host, and forgets it (a process once its output was taken).
+
+        Nothing happens where the end of another job has brought this one's: the killing finds all who are over.
+        """
+        if self.jobs.get(job.number) is not job:
+            return
         job.reason = reason
         if job.status is None:
             _kill(job.main)
