@@ -9,31 +9,13 @@ import time
 import uuid
 
 import pytest
+from live import LIMITS, in_sandbox
 
-from baleen.agent.sandbox import Limits, Sandbox, SandboxError, SandboxPool, SandboxUnavailable
+from baleen.agent.sandbox import Sandbox, SandboxError, SandboxPool
 from baleen.agent.sandbox.connection import LONGEST_HEAD, Connection
 from baleen.agent.sandbox.lent_tools import ToolLoan
 
-LIMITS = Limits(memory_bytes=256 << 20, processes=16, disk_bytes=8 << 20)
-
-
-def in_sandbox(work):
-    async def main():
-        async with Sandbox(LIMITS) as sandbox:
-            return await work(sandbox)
-
-    return asyncio.run(main())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _isolation():
-    async def nothing(_):
-        return None
-
-    try:
-        in_sandbox(nothing)
-    except SandboxUnavailable as reason:
-        pytest.skip(str(reason))
+pytestmark = pytest.mark.usefixtures("isolation")
 
 
 @contextlib.contextmanager
@@ -141,22 +123,28 @@ def test_a_reset_may_end_calls_that_just_ended_by_themselves():
     assert in_sandbox(work) == (-9, "alive\n")
 
 
+async def hanging_reset(pool):
+    """A task that gives a sandbox back whose guest stands still, and the sandbox."""
+    taken = []
+
+    async def use():
+        async with pool.take() as sandbox:
+            taken.append(sandbox)
+            os.kill(sandbox.connection._guest, signal.SIGSTOP)
+
+    task = asyncio.create_task(use())
+    while not taken:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.2)
+    return task, taken[0]
+
+
 def test_a_sandbox_whose_reset_is_cancelled_is_closed():
     async def main():
         async with SandboxPool(LIMITS, size=1) as pool:
-            taken = []
-
-            async def use():
-                async with pool.take() as sandbox:
-                    taken.append(sandbox)
-                    os.kill(sandbox.connection._guest, signal.SIGSTOP)
-
-            task = asyncio.create_task(use())
-            while not taken:
-                await asyncio.sleep(0.02)
-            await asyncio.sleep(0.2)
+            task, sandbox = await hanging_reset(pool)
             await cancelled(task)
-            return pool._idle, taken[0]._connection
+            return pool._idle, sandbox._connection
 
     assert asyncio.run(main()) == ([], None)
 
@@ -164,21 +152,11 @@ def test_a_sandbox_whose_reset_is_cancelled_is_closed():
 def test_a_pool_that_is_closed_during_a_reset_keeps_nothing():
     async def main():
         pool = SandboxPool(LIMITS, size=1)
-        taken = []
-
-        async def use():
-            async with pool.take() as sandbox:
-                taken.append(sandbox)
-                os.kill(sandbox.connection._guest, signal.SIGSTOP)
-
-        task = asyncio.create_task(use())
-        while not taken:
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(0.2)
+        task, sandbox = await hanging_reset(pool)
         await pool.close()
-        os.kill(taken[0].connection._guest, signal.SIGCONT)
+        os.kill(sandbox.connection._guest, signal.SIGCONT)
         await task
-        return pool._idle, taken[0]._connection
+        return pool._idle, sandbox._connection
 
     assert asyncio.run(main()) == ([], None)
 

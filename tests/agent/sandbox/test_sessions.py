@@ -10,29 +10,11 @@ import time
 import uuid
 
 import pytest
+from live import LIMITS, in_sandbox
 
-from baleen.agent.sandbox import Limits, Sandbox, SandboxError, SandboxPool, SandboxUnavailable
+from baleen.agent.sandbox import Sandbox, SandboxError, SandboxPool
 
-LIMITS = Limits(memory_bytes=256 << 20, processes=16, disk_bytes=8 << 20)
-
-
-def in_sandbox(work, **options):
-    async def main():
-        async with Sandbox(LIMITS, **options) as sandbox:
-            return await work(sandbox)
-
-    return asyncio.run(main())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _isolation():
-    async def nothing(_):
-        return None
-
-    try:
-        in_sandbox(nothing)
-    except SandboxUnavailable as reason:
-        pytest.skip(str(reason))
+pytestmark = pytest.mark.usefixtures("isolation")
 
 
 def test_a_process_speaks_and_lives_beside_calls():
